@@ -1,7 +1,7 @@
-"""A PyMySQL connection that knows its generation: it holds new transactions, and says what a cut has done.
+"""A PyMySQL connection that knows its generation: it holds new transactions, and explains the effect of a cut.
 
-Every statement goes through ``_execute_command``: there it is stopped before it is sent. What is sent and read, and
-where the driver's error is met, is the matter of ``exchange``; here it becomes one that says what to do.
+Every statement goes through ``_execute_command``, where it can be stopped before it is sent. ``exchange`` sends and
+reads, and catches the driver's errors; this module turns them into errors that say what to do.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["MysqlConnection"]
 
 _IN_TRANS: Final = SERVER_STATUS.SERVER_STATUS_IN_TRANS
-#: Has a row where InnoDB takes no writes, or transactions are read-only unless a session says otherwise; that name
-#: depends on the server's version. A server with --read-only says so by itself.
+#: Returns a row if InnoDB takes no writes, or if transactions are read-only by default; the name of that setting
+#: depends on the server's version. A server with --read-only reports it in the error itself.
 _READ_ONLY_SETTINGS: Final = (
     "SHOW GLOBAL VARIABLES WHERE Value <> 'OFF' AND Variable_name IN"
     " ('innodb_read_only', 'transaction_read_only', 'tx_read_only')"
@@ -44,21 +44,21 @@ class MysqlConnection(Exchange):
     """A connection of a MySQL pool.
 
     Attributes:
-        bgpool_generation: What the connection was opened under. A returned connection goes back to it.
+        bgpool_generation: The generation in which it was opened. A returned connection goes back to it.
         bgpool_unfit: Set once the server turned out to be read-only, or may be: closed on return instead of used again.
-        bgpool_cut: Set once it was cut at the socket: it is closed, whatever the driver has noticed of that.
-        bgpool_refused: After a refused write, whether the server itself takes none: as it seems, until that is settled.
-        bgpool_in_unit: While a unit of work has it: the unit's runner begins and ends the transaction.
+        bgpool_cut: Set once it was cut at the socket. It is closed, even if the driver has not noticed that.
+        bgpool_refused: After a refused write, true if the server itself takes none: preliminary, until that is settled.
+        bgpool_in_unit: True while a unit of work has it: the unit's runner begins and ends the transaction.
         bgpool_ended: Set once the function of a unit may have ended the unit's transaction itself.
-        bgpool_writes: In a unit of work that may leave a receipt, whether a statement of it may have written something;
+        bgpool_writes: In a unit of work that may insert a receipt, true if one of its statements may have written data;
             None elsewhere.
-        bgpool_lent: While a caller has it.
-        bgpool_charset: Character set and collation that the application asked for when it connected.
-        bgpool_slot: Its place in the store, until the store has freed that.
-        bgpool_uses: How often it was lent, where somebody counts.
+        bgpool_lent: True while a caller has it.
+        bgpool_charset: Character set and collation that the application requested when it connected.
+        bgpool_slot: Its slot in the store, until the store has freed that.
+        bgpool_uses: The number of checkouts, if they are counted.
         bgpool_idle_since, bgpool_expires_at: On the monotonic clock, in seconds; the store's.
-        bgpool_in_doubt: Once it is lost, for good: why something may have been committed meanwhile, empty if nothing
-            can have been. None before.
+        bgpool_in_doubt: None until the connection is lost. Then the reason for which it may have committed data, empty
+            if it cannot have.
     """
 
     bgpool_generation: Generation
@@ -75,57 +75,58 @@ class MysqlConnection(Exchange):
     bgpool_uses: int = 0
     bgpool_idle_since: float = 0.0
     bgpool_expires_at: float = 0.0
-    # PyMySQL sets it when the server has greeted; a connect can fail before that.
+    # PyMySQL sets it after the server's greeting; a connect can fail before that.
     server_status: int = 0
-    # What the application asked for when it connected.
+    # The autocommit mode that the application requested when it connected.
     _autocommit: bool | None = None
 
     def __init__(self, **params: Any) -> None:
-        """As BoundedConnection."""
+        """Like BoundedConnection."""
         self._transaction: Final = Transaction()
         super().__init__(**params)
 
-    # -- what the pool asks --------------------------------------------------------------------------------------
+    # -- called by the pool -----------------------------------------------------------------------------------------
 
     @property
     def open(self) -> bool:
-        """Whether it may be used for another transaction: PyMySQL's own spelling of not *closed*."""
+        """True if it may be used for another transaction. PyMySQL's own name for not *closed*."""
         return self._sock is not None and not looks_closed(self)
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed, is broken, or must not be used for another transaction."""
+        """True if it was closed, is broken, or must not be used for another transaction."""
         return not self.open
 
     @property
     def bgpool_is_idle(self) -> bool:
-        """As Aware says."""
+        """See Aware."""
         result = self._result
         is_unread = self._unanswered or (result is not None and (result.unbuffered_active or result.has_next))
         return not is_unread and not self.bgpool_in_transaction
 
     @property
     def bgpool_in_transaction(self) -> bool:
-        """Whether a transaction is open, as the server said last; after an error one may be."""
+        """True if a transaction is open by the server's last status; after an error, true if one may be."""
         return self._transaction.may_be_open(self.server_status)
 
     def bgpool_discard(self) -> None:
-        """As Aware says."""
+        """See Aware."""
         if self.bgpool_is_open:
             self.close()
 
     def bgpool_pass_on(self) -> MysqlConnection | None:
-        """As Aware says; a result that was left unread has no end."""
+        """See Aware; not if a result was left unread, because that may have no end."""
         if not self.bgpool_is_open or (self._result is not None and self._result.unbuffered_active):
             return None
         return hand_over(self)
 
     async def bgpool_asettle_refusal(self) -> None:
-        """As Aware says: a transaction or a table that is read-only may be so by a setting of the server's."""
+        """See Aware: a transaction or a table may be read-only because of a setting of the server."""
         generation, result = self.bgpool_generation, self._result
         if self.bgpool_refused is not False or not self.bgpool_unfit:
             return
-        # Until it is answered. A connection that is on its way out is not asked: another one meets the same refusal.
+        # None until the server has answered. A connection that is closed on return is not queried: another one meets
+        # the same refusal.
         self.bgpool_refused = None
         if not generation.live[0] or generation.retired or self._unanswered or (result and result.unbuffered_active):
             return
@@ -139,16 +140,16 @@ class MysqlConnection(Exchange):
         self.bgpool_unfit = self.bgpool_refused and generation.note_refusal()
 
     def bgpool_clean(self) -> None:
-        """End what the last user has left open: results, a transaction, another autocommit mode.
+        """End the last user's state: unread results, a transaction, another autocommit mode.
 
         Raises:
-            pymysql.Error: That could not be done; the connection is not to be used again.
+            pymysql.Error: This failed; the connection must not be used again.
         """
         if self._unanswered:
-            # An interrupt came in between. Who is next would take it for the answer to a statement of its own.
+            # An interrupt came in between. The next user would take the answer for that of its own statement.
             raise ProgrammingError("an answer was not waited for")
         if self._result is not None and self._result.unbuffered_active:
-            # There is no end to what may still come.
+            # The rest of the result may have no end.
             raise ProgrammingError("a result was left unread")
         self.rollback()
         if self._autocommit is not None and self.get_autocommit() != self._autocommit:
@@ -156,7 +157,7 @@ class MysqlConnection(Exchange):
 
     @property
     def bgpool_can_commit(self) -> bool:
-        """Whether a transaction is surely open, and nothing has failed in it. Sends nothing, and reads nothing."""
+        """True if a transaction is certainly open, and no statement in it has failed. Sends and reads nothing."""
         result = self._result
         if result is not None and (result.unbuffered_active or result.has_next):
             return False
@@ -165,11 +166,11 @@ class MysqlConnection(Exchange):
         return bool(self.server_status & _IN_TRANS)
 
     def bgpool_check_transaction(self) -> None:
-        """Make sure that a transaction in which a statement has failed may go on; asks the server once if need be.
+        """Check that a transaction may continue after a failed statement; query the server once if needed.
 
         Raises:
             SwitchoverInterrupted: Its writes are refused in a switchover.
-            pymysql.Error: What ended it, or what became of the connection.
+            pymysql.Error: The error that ended it, or the loss of the connection.
         """
         failure, generation = self._transaction.failure, self.bgpool_generation
         if failure is not None and not failure.is_final:
@@ -187,7 +188,7 @@ class MysqlConnection(Exchange):
             self.commit()
 
     def bgpool_rollback_quietly(self) -> None:
-        """Roll back after an error, which is the one to be told of; a connection where that fails is closed."""
+        """Roll back after an error, which the user gets; close the connection if the rollback fails."""
         if not self.bgpool_is_open:
             return
         try:
@@ -195,31 +196,31 @@ class MysqlConnection(Exchange):
         except Exception:
             self._force_close()
 
-    # -- what its user asks --------------------------------------------------------------------------------------
+    # -- called by its user -----------------------------------------------------------------------------------------
 
     def cursor(self, cursor: Any = None) -> Any:
-        """As PyMySQL's; its executemany() tells whether something was committed before it was stopped."""
+        """Like PyMySQL's; its executemany() reports whether data was committed before it was stopped."""
         chosen: Any = cursor or self.cursorclass
         return aware(chosen)(self)
 
     def commit(self) -> None:
-        """Commit; nothing is sent where no transaction is open, so that nothing can be cut."""
+        """Commit; send nothing if no transaction is open, so that nothing can be cut."""
         self.bgpool_settle()
         if self.bgpool_in_transaction or not self.bgpool_is_open:
             super().commit()
 
     def rollback(self) -> None:
-        """Roll back; nothing is sent where no transaction is open."""
+        """Roll back; send nothing if no transaction is open."""
         self.bgpool_settle()
         if self.bgpool_in_transaction or not self.bgpool_is_open:
             super().rollback()
 
     def ping(self, reconnect: bool | None = False) -> None:
-        """Ask the server whether it is alive. Never reconnects: where to is the pool's to say.
+        """Check that the server answers. Never reconnect, because only the pool knows the destination.
 
         Raises:
-            InterfaceError: It is not open any more, and *reconnect* was asked for.
-            OperationalError: It must not be used for another transaction: a pool that checks it replaces it.
+            InterfaceError: It is no longer open, and *reconnect* was requested.
+            OperationalError: It must not be used for another transaction, so that a pool that checks it replaces it.
         """
         if reconnect and not self.open:
             raise InterfaceError(0, "a pooled connection is not reconnected; check out a new one")
@@ -241,16 +242,16 @@ class MysqlConnection(Exchange):
         self.bgpool_charset = self.charset, self.collation
 
     def close(self) -> None:
-        """Close, and free the slot of the pool; closing it again does nothing.
+        """Close, and free the slot of the pool; a repeated call does nothing.
 
-        In a fork's child the parent's connection is left alone.
+        In a fork's child the parent's connection is not touched.
         """
         if self._is_inherited():
             keep_forever(self)
         elif self.bgpool_lent:
             self.bgpool_generation.take_closed(self)
         elif self.bgpool_is_open:
-            # Another thread may be closing it: then PyMySQL raises.
+            # If another thread is closing it, PyMySQL raises.
             with contextlib.suppress(MySQLError):
                 super().close()
 
@@ -259,11 +260,11 @@ class MysqlConnection(Exchange):
             keep_forever(self)
             return
         if self._result is not None:
-            # Or PyMySQL would read the rest of it from the closed connection, and say so on stderr.
+            # Otherwise PyMySQL would read the rest of it from the closed connection, and print the error on stderr.
             self._result.unbuffered_active = False
         if self.bgpool_is_open and not self._closed:
-            # Here, where also an interrupt comes by. What is asked of the connection afterwards is not sent, and says
-            # nothing of what was.
+            # Set here, because an interrupt also ends up here. Later statements on the connection are not sent, and say
+            # nothing about the earlier ones.
             self.bgpool_in_doubt = self._transaction.doubt(self.server_status, self._text())
         super()._force_close()
 
@@ -274,16 +275,16 @@ class MysqlConnection(Exchange):
         else:
             self._force_close()
 
-    # -- what it exchanges ---------------------------------------------------------------------------------------
+    # -- statements and answers -------------------------------------------------------------------------------------
 
     def _execute_command(self, command: int, sql: str | bytes) -> None:
         generation = self._generation()
         if generation is None:
-            # Still being set up by the connect that makes it; nobody else has it yet.
+            # The connection is still being opened, and has no user yet.
             super()._execute_command(command, sql)
             return
         statement = statements.beginning(sql, self.encoding)
-        # Before anything is decided by the status, and while what was sent last is still what is being read.
+        # Before any decision by the status, and while the last statement sent is still the one whose results are read.
         self.bgpool_settle()
         failure = self._transaction.failure
         if (
@@ -303,11 +304,11 @@ class MysqlConnection(Exchange):
             self._fail(InterfaceError(0, ""))
         self._transaction.sent = (command, statement, self.server_status)
         try:
-            # Before it is sent: an interrupt may come right after.
+            # Set before it is sent, because an interrupt may come right after.
             self._unanswered = True
             super()._execute_command(command, sql)
         except BaseException:
-            # Interrupted: nobody knows how much of it has gone.
+            # It was interrupted, and it is unknown how much was sent.
             self._force_close()
             raise
 
@@ -322,9 +323,9 @@ class MysqlConnection(Exchange):
         self._transaction.note_answer()
 
     def _before_sending(self, command: int, statement: bytes, generation: Generation) -> None:
-        """Hold what would begin a transaction while it is not known what becomes of the connection.
+        """Hold a statement that would begin a transaction while it is unknown whether the connection stays fit.
 
-        What the pool itself does to a connection that nobody has (configure, reset) is nobody's transaction.
+        Statements of the pool itself on an idle connection (configure, reset) belong to no user's transaction.
         """
         is_open = self.server_status & _IN_TRANS
         begins = self.bgpool_lent and command == COMMAND.COM_QUERY and self.bgpool_is_open and not is_open
@@ -333,25 +334,25 @@ class MysqlConnection(Exchange):
             try:
                 generation.wait_usable()
             except SwitchoverInterrupted:
-                # For good, so that whoever keeps the connection replaces it.
+                # Closed for good, so that the owner of the connection replaces it.
                 self._lose_unsent()
                 raise
         elif self.bgpool_cut and is_open and self.bgpool_is_open and not self._unanswered and word != b"XA":
-            # Nothing of it reaches the server, be it a COMMIT. A prepared transaction outlives the connection.
+            # No statement reaches the server, not even a COMMIT. A prepared transaction outlives the connection.
             self._lose_unsent()
 
     def _lose_unsent(self) -> None:
-        """Close before a statement is sent, and while none is under way: nothing was committed."""
+        """Close before a statement is sent, while none is in progress: nothing was committed."""
         self._force_close()
         self.bgpool_in_doubt = NO_DOUBT
 
     def _note_in_unit(self, statement: bytes) -> None:
-        """Note what *statement* may do to the transaction of a unit, be it in the middle of a procedure.
+        """Record the possible effect of *statement* on a unit's transaction, even from within a procedure.
 
         Raises:
-            ProgrammingError: It ends the transaction, which is for the unit's runner to do.
+            ProgrammingError: It ends the transaction, which only the unit's runner may do.
         """
-        # Of each statement of each unit.
+        # This runs for each statement of each unit.
         if (
             self.bgpool_writes is not False
             and not self.client_flag & CLIENT.MULTI_STATEMENTS
@@ -368,13 +369,13 @@ class MysqlConnection(Exchange):
         if self.bgpool_writes is False:
             self.bgpool_writes = statements.may_write(statement, text)
 
-    # -- what became of it ---------------------------------------------------------------------------------------
+    # -- the meaning of an error ------------------------------------------------------------------------------------
 
     def _explained(self, error: MySQLError, generation: Generation) -> Exception:
-        """*error*, or what it means in a switchover."""
+        """Return *error*, or the error that it means in a switchover."""
         code = code_of(error)
         if code in CUT_CODES and self.bgpool_is_open:
-            # The server has said that it ends the connection; whatever comes after that is not for us.
+            # The server has reported that it ends the connection; later data belongs to no statement.
             self._force_close()
         if not self.bgpool_is_open:
             generation.note_cut()

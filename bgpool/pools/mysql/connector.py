@@ -1,4 +1,4 @@
-"""The MySQL connector: what of a connector is PyMySQL's."""
+"""The MySQL connector: the parts that are specific to PyMySQL."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["MysqlConnector"]
 
 
 class MysqlConnector(Connector[MysqlConnection]):
-    """Opens PyMySQL connections that go through Blue/Green switchovers. Made by get_connector."""
+    """PyMySQL connections that survive Blue/Green switchovers, opened for an owner. Created by get_connector."""
 
     OPTIONS = options.MYSQL_CONNECTOR
     _recipe_class = MysqlRecipe

@@ -1,7 +1,7 @@
-"""Cursors of a pool's MySQL connections: what executemany() has committed is not forgotten when it is stopped.
+"""Cursors of a pool's MySQL connections: statements that executemany() has committed are reported when it is stopped.
 
 PyMySQL sends a statement for each row, or several for many rows. In autocommit each of them commits by itself, and an
-error of the third says nothing of the first two.
+error of the third one does not mention the first two.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ __all__ = ["aware"]
 
 
 class _Aware(Cursor):
-    """In front of another cursor class."""
+    """The mixin in front of another cursor class."""
 
     connection: MysqlConnection
     _executed: Any
 
     def executemany(self, query: Any, args: Any) -> Any:
-        """As the other class's.
+        """Like the other class's.
 
         Raises:
             CommitOutcomeUnknown: Stopped by a switchover after a statement that has committed by itself.
@@ -50,7 +50,7 @@ class _Aware(Cursor):
 
 @functools.lru_cache(maxsize=32)
 def aware(own: Any) -> Any:
-    """The cursor class *own* with that; what is no cursor class of PyMySQL's is left as it is."""
+    """Return the cursor class *own* with the mixin; return a class that is not based on PyMySQL's cursor as it is."""
     if not (isinstance(own, type) and issubclass(own, Cursor)):
         return own
     return type(own.__name__, (_Aware, own), {"__module__": own.__module__, "__qualname__": own.__qualname__})

@@ -1,8 +1,8 @@
-"""What a pooled PyMySQL connection exchanges with its server, byte by byte and result by result.
+"""The exchange of a pooled PyMySQL connection with its server, byte by byte and result by result.
 
-Everything that PyMySQL sends goes through ``_write_bytes``, and everything that it reads comes through
-``_read_packet``. A loss is noticed in these two and nowhere else: the driver's error becomes one that says what to do,
-and a connection whose answers can no longer be told apart is closed.
+PyMySQL sends all data through ``_write_bytes`` and reads all data through ``_read_packet``. A loss is noticed in these
+two methods and nowhere else: the driver's error becomes one that says what to do. A connection whose answers can no
+longer be assigned to statements is closed.
 """
 
 from __future__ import annotations
@@ -25,55 +25,55 @@ if TYPE_CHECKING:
 
 __all__ = ["Exchange"]
 
-#: The packet that ends columns and rows: mark, warnings, status.
+#: The packet that ends columns and rows: marker, warnings, status.
 _END_OF_ROWS: Final = 0xFE
 _END_OF_ROWS_BYTES: Final = 5
-#: What is sent without looking whether the server has ended the connection meanwhile. PyMySQL sends local files in
-#: packets of this size; a socket that takes anything takes about as much.
+#: The bytes that are sent without a check whether the server has ended the connection. PyMySQL sends local files in
+#: packets of this size, and a writable socket accepts about as much.
 _PIECE_BYTES: Final = 16 * 1024
 _CUT_SHORT: Final = (
     "Commands out of sync: another statement on this connection dropped the rows that were not read yet; read all of "
     "an unbuffered result (SSCursor) first, or use another connection"
 )
-#: The server has ended the connection; macOS does not tell.
+#: The event that the server has ended the connection; macOS does not report it.
 _ENDED: Final = getattr(select, "POLLRDHUP", 0)
 
 
 class Exchange(BoundedConnection):
-    """A connection that loses no answer and mistakes none for another."""
+    """A connection that loses no answer and assigns each to the right statement."""
 
     bgpool_generation: Generation
     # PyMySQL sets it at the end of __init__, which may fail before.
     _result: Any = None
-    # Whether the answer to what was sent last, or its next result, has not begun to come.
+    # True while the answer to the last command, or its next result, has not begun to arrive.
     _unanswered: bool = False
 
     def _explained(self, error: MySQLError, generation: Generation) -> Exception:
-        """*error*, or what it means in a switchover."""
+        """Return *error*, or the error that it means in a switchover."""
         raise NotImplementedError
 
     def _answered(self) -> None:
-        """What was sent last did not fail: its answer, or its next result, begins to come."""
+        """Record that the last command succeeded: its answer, or its next result, begins to arrive."""
 
     @property
     def bgpool_is_open(self) -> bool:
-        """As Aware says."""
+        """See Aware."""
         return self._sock is not None
 
     # -- results -------------------------------------------------------------------------------------------------
 
     def bgpool_is_readable(self) -> bool:
-        """Whether the server has said something that nobody asked for: it ends the connection."""
+        """Return whether the server has sent data without a request, which means that it ends the connection."""
         poll = select.poll()
         poll.register(self.fileno(), select.POLLIN)
         return bool(poll.poll(0))
 
     def bgpool_settle(self) -> None:
-        """Read the results that were left unread, as PyMySQL does before it sends: no status is true before the last.
+        """Read the unread results, as PyMySQL does before it sends: only the last result's status is valid.
 
         Raises:
-            InheritedConnection: The connection, and what is unread, is the parent's.
-            pymysql.Error: What a result that was left unread says, or what became of the connection meanwhile.
+            InheritedConnection: The connection and the unread data are the parent's.
+            pymysql.Error: The error in an unread result, or the loss of the connection.
         """
         result = self._result
         if result is None or not (result.unbuffered_active or result.has_next) or not self.bgpool_is_open:
@@ -87,13 +87,13 @@ class Exchange(BoundedConnection):
             self.next_result()
 
     def show_warnings(self) -> Any:
-        """The rows of SHOW WARNINGS."""
+        """Return the rows of SHOW WARNINGS."""
         try:
             return super().show_warnings()
         except MySQLError:
             raise
         except BaseException:
-            self._force_close()  # as in _read_query_result, which PyMySQL goes past here
+            self._force_close()  # as in _read_query_result, which PyMySQL bypasses here
             raise
 
     def _read_query_result(self, unbuffered: bool = False) -> int:
@@ -105,7 +105,8 @@ class Exchange(BoundedConnection):
         except MySQLError:
             raise
         except BaseException:
-            # Interrupted, or a value cannot be decoded: the rest would be taken for the answer to the next statement.
+            # It was interrupted, or a value cannot be decoded: the rest would be taken for the answer to the next
+            # statement.
             self._force_close()
             raise
         return count
@@ -125,10 +126,10 @@ class Exchange(BoundedConnection):
             self._fail(error)
 
     def _wait_writable(self) -> None:
-        """Wait until the socket takes more, and no longer than the server is there.
+        """Wait until the socket accepts more data, but not after the server has ended the connection.
 
-        A server that ends a connection in the middle of a large statement or file leaves a full window behind: a write
-        alone would wait for the end of its time limit.
+        A server that ends a connection in the middle of a large statement or file leaves a full window behind. A plain
+        write would wait until its time limit.
         """
         if not self.bgpool_is_open:
             raise InterfaceError(0, "")
@@ -142,7 +143,7 @@ class Exchange(BoundedConnection):
     def _read_packet(self, packet_type: type[Any] = MysqlPacket) -> Any:
         generation = self._generation()
         if generation is not None and not generation.live[0] and generation.inherited:
-            # What is there to be read is the parent's.
+            # The data to be read is the parent's.
             generation.wait_usable()
         try:
             packet = super()._read_packet(packet_type)
@@ -160,18 +161,20 @@ class Exchange(BoundedConnection):
         return packet
 
     def _note_end_of_rows(self, data: bytes) -> None:
-        # PyMySQL takes the status of a SELECT for nothing, and it may have opened a transaction.
+        # PyMySQL ignores the status of a SELECT, which may have opened a transaction.
         self.server_status = int.from_bytes(data[3:5], "little")
         if self._result is not None and self._result.unbuffered_active:
-            # PyMySQL does so later. An interrupt in between would have the connection wait for rows that never come.
+            # PyMySQL does this later. An interrupt in between would make the connection wait for rows that never
+            # arrive.
             self._result.has_next = bool(self.server_status & SERVER_STATUS.SERVER_MORE_RESULTS_EXISTS)
             self._result.unbuffered_active = False
 
     def _load_local(self, path: Path) -> Any:
-        """Send the file that LOAD DATA LOCAL asks for, and return the server's answer.
+        """Send the file that LOAD DATA LOCAL requests, and return the server's answer.
 
-        In PyMySQL's place, which says that the file is complete also where an error or an interrupt cut it short: the
-        server would commit a part of it. A connection that is closed instead has nothing of the file committed.
+        This replaces PyMySQL's code, which reports the file as complete even after an error or an interrupt, so that
+        the server would commit a part of it. If the connection is closed instead, the server commits no part of the
+        file.
         """
         failure: Exception | None = None
         begun = False
@@ -188,7 +191,7 @@ class Exchange(BoundedConnection):
             if begun:
                 self._force_close()
                 raise failure from error
-        # An empty packet ends the file, also one that could not be read at all: the server waits for it.
+        # An empty packet ends the file. The server waits for it even if the file could not be read at all.
         self.write_packet(b"")
         answer = self._read_packet()
         if failure is not None:
@@ -196,24 +199,24 @@ class Exchange(BoundedConnection):
         return answer
 
     def _fail(self, error: BaseException) -> NoReturn:
-        """Raise what *error*, met while bytes were sent or read, means."""
+        """Raise the error that *error*, caught while bytes were sent or read, means."""
         if isinstance(error, (AttributeError, ValueError)) and not self.bgpool_is_open:
-            # PyMySQL does not look whether it was closed before, or by another thread.
+            # PyMySQL does not check if the connection was closed before, or by another thread.
             error = InterfaceError(0, "")
         generation = self._generation()
         if isinstance(error, MySQLError):
-            # While it is being set up nobody else has it; what its user has closed, nothing else has cut.
+            # A connection that is being opened has no user yet; and a connection that its user has closed was not cut.
             cause, error = error, error if generation is None or self._closed else self._explained(error, generation)
             if error is not cause:
                 error.__cause__ = cause
             del cause
         else:
-            # Interrupted: nobody knows how much has gone, or come.
+            # It was interrupted, and it is unknown how much was sent or received.
             self._force_close()
         try:
             raise error
         finally:
-            # Or the error, its traceback and this frame would keep each other, and all that its callers have.
+            # Otherwise the error, its traceback and this frame would keep each other and the callers' variables alive.
             del error
 
     def _generation(self) -> Generation | None:
@@ -225,12 +228,12 @@ class Exchange(BoundedConnection):
 
 
 class _UnbufferedResult(MySQLResult):
-    """One whose rows do not seem to end where the connection was lost, or where another statement has dropped the rest.
+    """A result that raises if its rows are incomplete.
 
-    In a fork's child the rest is the parent's.
+    The connection was lost, or another statement has dropped the rest. In a fork's child the rest is the parent's.
     """
 
-    # Whether rows were dropped, and whether any packet was since the dropping began.
+    # True if rows were dropped; and true if any packet arrived since the dropping began.
     _is_cut_short: bool = False
     _has_dropped: bool = False
 
@@ -246,7 +249,7 @@ class _UnbufferedResult(MySQLResult):
             raise
         except BaseException:
             if connection is not None:
-                connection._force_close()  # a row that was read would be missing
+                connection._force_close()  # otherwise a row that was read would be missing
             raise
 
     def _finish_unbuffered_query(self) -> None:
@@ -261,7 +264,7 @@ class _UnbufferedResult(MySQLResult):
     def _check_packet_is_eof(self, packet: MysqlPacket) -> bool:
         is_end: bool = super()._check_packet_is_eof(packet)  # type: ignore[misc]  # not in the stubs
         if self._is_cut_short:
-            # Where nothing but the end was unread, no row is missing.
+            # If only the end was unread, no row is missing.
             self._is_cut_short = self._has_dropped or not is_end
             self._has_dropped = True
         return is_end

@@ -1,4 +1,4 @@
-"""Whether the text of a MySQL statement can call anything that writes: a stored or loaded function."""
+"""Check if the text of a MySQL statement can call a function that writes: a stored or loaded one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["FUNCTIONS", "RESERVED", "Cleaned", "Text", "clean", "only_reads"]
 
 
 class Text(NamedTuple):
-    """How a connection's statements are to be read."""
+    """The rules by which a connection's statements must be read."""
 
     encoding: str
     """Python's name for the character set."""
@@ -20,7 +20,7 @@ class Text(NamedTuple):
 
 
 class Cleaned(NamedTuple):
-    """A text whose quoted parts are ``?`` each, and whose comments are blanks."""
+    """A text with each quoted part replaced by ``?``, and each comment by a blank."""
 
     sql: str
     raw: str
@@ -28,13 +28,14 @@ class Cleaned(NamedTuple):
     """Nothing is left that could be read in two ways, or that servers execute (``/*! */``)."""
 
 
-# A backslash in double quotes depends on ANSI_QUOTES, too: what has one is left as it is, and so is not clear.
+# The meaning of a backslash in double quotes depends on ANSI_QUOTES, too. Such a string is left as it is, so the text
+# counts as unclear.
 _REST: Final = r"""|"[^"\\]*"|`[^`]*`|(\#[^\n]*|--(?=\s|\Z)[^\n]*|/\*(?!!|M!).*?(?:\*/|\Z))"""
 _QUOTED: Final = {
     True: re.compile(r"'(?:[^'\\]|\\.)*'" + _REST, re.DOTALL | re.ASCII),
     False: re.compile(r"'[^']*'" + _REST, re.DOTALL | re.ASCII),
 }
-# Behind -- a server also takes control characters, and blanks of its character set beyond ASCII, for a blank.
+# After --, a server also accepts control characters, and blanks of its character set beyond ASCII, as a blank.
 _UNCLEAR: Final = re.compile(r"""['"`\\]|/\*|--[^ -~]""")
 
 
@@ -48,8 +49,8 @@ RESERVED: Final = _words("""
     INTERVAL JOIN KEY LIKE NOT NUMERIC ON OR OVER PARTITION REGEXP RLIKE SELECT THEN UNION USING VALUES VARCHAR WHEN
     WHERE XOR
 """)
-#: The servers' own functions; a stored function of the same name needs its schema, or a blank, before it is called.
-#: A test asks a server about each. None of them writes; locks end with the session.
+#: The servers' own functions; a stored function of the same name needs its schema, or a blank, before the parenthesis.
+#: A test checks each against a server. None of them writes; locks end with the session.
 FUNCTIONS: Final = _words("""
     ABS ACOS ADDDATE ADDTIME ASCII ASIN ATAN AVG BIN BIT_AND BIT_COUNT BIT_LENGTH BIT_OR BIT_XOR CAST CEIL CEILING
     CHARACTER_LENGTH CHAR_LENGTH COALESCE CONCAT CONCAT_WS CONNECTION_ID CONV CONVERT CONVERT_TZ COS COUNT CRC32
@@ -70,33 +71,34 @@ FUNCTIONS: Final = _words("""
     UTC_DATE UTC_TIME UTC_TIMESTAMP UUID UUID_SHORT VARIANCE VAR_POP VAR_SAMP VERSION WEEK WEEKDAY WEEKOFYEAR YEAR
     YEARWEEK
 """)
-#: Blanks, a word, or a sign.
+#: Blanks, a word, or another character.
 _TOKENS: Final = re.compile(r"\s+|[\w$]+|[^\s\w$]", re.ASCII)
-#: Signs before a parenthesis that is no call's. A quoted name, a dot or a letter beyond ASCII may be one.
+#: Characters before a parenthesis that begins no call. A quoted name, a dot or a letter beyond ASCII may begin one.
 _SIGNS: Final = frozenset("(),=<>!+-*/%|&^~:")
-#: With one of these a statement that reads may write: a file, a sequence, what it explains, or what follows WITH.
+#: With one of these a statement that reads may write: a file, a sequence, the statement that it explains, or the one
+#: after WITH.
 _WRITES: Final = re.compile(
     r"\b(?:OUTFILE|DUMPFILE|NEXT\s+VALUE|NEXTVAL|ANALYZE|INSERT|DELETE|(?<!FOR )UPDATE)\b", re.ASCII | re.IGNORECASE
 )
 
 
 def clean(statement: bytes, text: Text) -> Cleaned:
-    """*statement* without what is in quotes or comments."""
+    """Return *statement* without its quoted parts and comments."""
     raw = statement.decode(text.encoding, "replace")
     sql = _QUOTED[text.backslash].sub(lambda found: " " if found[1] else "?", raw)
     return Cleaned(sql, raw, _UNCLEAR.search(sql) is None)
 
 
 def only_reads(sql: str) -> bool:
-    """Whether no function but the server's own is called in *sql*, a cleaned statement of those that read.
+    """Return whether *sql*, a cleaned statement that reads, calls only the server's own functions.
 
-    A view may call a function that writes, and looks like a table: it counts as one.
+    A view may call a function that writes, but it looks like a table and counts as one.
     """
     return _WRITES.search(sql) is None and not _calls(sql)
 
 
 def _calls(sql: str) -> bool:
-    """Whether a parenthesis in *sql* may be the call of another function; in time that grows with the length alone."""
+    """Return whether a parenthesis in *sql* may call another function. The time is linear in the length."""
     before, last, blank = "", "(", False
     for token in _TOKENS.findall(sql):
         if token == "(" and last not in _SIGNS:

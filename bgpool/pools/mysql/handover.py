@@ -10,12 +10,12 @@ __all__ = ["hand_over"]
 
 C = TypeVar("C", bound="pymysql.connections.Connection[Any]")
 
-#: What a connection has after close(), and no slot of a pool.
+#: The attributes of a connection after close(), without a slot of a pool.
 _CLOSED: Final = {"_sock": None, "_rfile": None, "_result": None, "_closed": True, "bgpool_slot": None}
 
 
 def hand_over(connection: C) -> C:
-    """The session of *connection* under a new object of its class; *connection* is closed after that.
+    """Return the session of *connection* under a new object of its class; *connection* is closed after that.
 
     The new object has all attributes of the old one. The cursors of the old one stay with it: they are closed, too.
     """

@@ -1,4 +1,4 @@
-"""The MySQL pool: what of a pool is PyMySQL's."""
+"""The MySQL pool: the parts that are specific to PyMySQL."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["MysqlPool"]
 
 
 class MysqlPool(Pool[MysqlConnection]):
-    """A pool of PyMySQL connections that goes through Blue/Green switchovers. Made by get_pool."""
+    """A pool of PyMySQL connections that survives Blue/Green switchovers. Created by get_pool."""
 
     OPTIONS = options.MYSQL
     _recipe_class = MysqlRecipe
     _unit_class = MysqlUnit
 
     def end_block(self, conn: MysqlConnection, error: BaseException | None) -> None:
-        """As Pool says."""
+        """See Pool."""
         if error is None:
             conn.bgpool_commit_block()
         else:

@@ -1,7 +1,7 @@
-"""The receipts table on MySQL and MariaDB: what it is to look like, and what units of work say to it.
+"""The receipts table on MySQL and MariaDB: its required form, and the statements of units of work.
 
-A claim is an INSERT of the same id, and never a SELECT: while the same server may still be committing, only an INSERT
-waits for it. The server goes on with a COMMIT whose client is gone.
+A claim is an INSERT of the same id, and never a SELECT: if the same server may still be committing, only an INSERT
+waits for that. The server continues a COMMIT whose client is gone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CREATE TABLE {{table}} (
 GRANT SELECT, INSERT, DELETE ON {{table}} TO {{user}};
 """
 
-#: No row where the table is not there, or nothing of it is granted. Last its database.
+#: Returns no row if the table does not exist, or no right on it is granted. The last column is its database.
 LOOK: Final = """
     SELECT t.engine, i.character_maximum_length, i.collation_name, i.data_type, u.character_maximum_length, (
         SELECT count(*) FROM information_schema.statistics AS s
@@ -46,17 +46,17 @@ LOOK: Final = """
         ON u.table_schema = t.table_schema AND u.table_name = t.table_name AND u.column_name = 'unit'
     WHERE t.table_schema = {schema} AND t.table_name = '{name}'
 """
-#: How long the session waits for a row, in seconds; and as long as before, after that.
+#: Sets the session's time limit for a row lock, in seconds; and restores the old one after that.
 WAIT_FOR_ROW: Final = (
     "SET @bgpool_wait = @@SESSION.innodb_lock_wait_timeout, SESSION innodb_lock_wait_timeout = {wait_s}"
 )
 WAIT_AS_BEFORE: Final = "SET SESSION innodb_lock_wait_timeout = @bgpool_wait"
 INSERT: Final = "INSERT INTO {table} (id, unit) VALUES ('{id}', '{unit}')"
-#: Which attempt wrote the row, as it is committed, whatever the transaction's own snapshot has.
+#: Returns the attempt that wrote the row, as it is committed, independent of the transaction's own snapshot.
 WRITER: Final = "SELECT unit FROM {table} WHERE id = '{id}' LOCK IN SHARE MODE"
 
-#: What has to be known before old rows are deleted: whether the server takes no writes, how long the session waits for
-#: locks, and which index leads to old rows.
+#: Returns the facts that are needed before old rows are deleted: whether the server takes no writes, the session's time
+#: limits for locks, and the index that leads to old rows.
 CAN_DELETE: Final = """
     SELECT @@GLOBAL.read_only, @@SESSION.lock_wait_timeout, @@SESSION.innodb_lock_wait_timeout, (
         SELECT s.index_name FROM information_schema.statistics AS s
@@ -64,44 +64,44 @@ CAN_DELETE: Final = """
             AND s.column_name = 'created_at' AND s.seq_in_index = 1 AND s.index_type = 'BTREE' LIMIT 1
     )
 """
-#: Whether nobody else deletes old rows: nobody will until UNLOCK, or until the session ends.
+#: Returns whether no other session deletes old rows; none will until UNLOCK, or until the session ends.
 LOCK: Final = "SELECT GET_LOCK({lock}, 0)"
 UNLOCK: Final = "DO RELEASE_LOCK({lock})"
-#: How long the session waits for locks, in seconds: of tables, by default for a year, and of rows.
+#: Sets the session's time limits for locks, in seconds: of tables, which is a year by default, and of rows.
 WAIT: Final = "SET SESSION lock_wait_timeout = {}, SESSION innodb_lock_wait_timeout = {}"
-#: The ids of the oldest rows, of those that are older than the retention. A read that locks nothing, so that no gap is
-#: locked into which units insert. The second condition is exact also in the hour in which clocks are set back.
+#: Returns the ids of the oldest rows among those that are older than the retention. The read locks nothing, so that no
+#: gap is locked into which units insert. The second condition is exact even in the hour in which clocks are set back.
 OLD: Final = """
     SELECT id FROM {table} FORCE INDEX (`{index}`)
     WHERE created_at < NOW() - INTERVAL {retention_s} SECOND
         AND UNIX_TIMESTAMP(created_at) < UNIX_TIMESTAMP() - {retention_s}
     ORDER BY created_at LIMIT {most}
 """
-#: By the key, one row after the other, and the same rows on every replica.
+#: Deletes by the key, row by row, and the same rows on every replica.
 DELETE: Final = "DELETE FROM {table} WHERE id IN ({ids})"
 
-#: The id is there: ER_DUP_ENTRY, and with the key's name ER_DUP_ENTRY_WITH_KEY_NAME.
+#: The id exists: ER_DUP_ENTRY, and with the key's name ER_DUP_ENTRY_WITH_KEY_NAME.
 TAKEN: Final = frozenset({1062, 1586})
 
 
 @cache
 def quoted(table: str) -> str:
-    """*table*, as it is given, for statements."""
+    """Return *table*, as the user gives it, quoted for statements."""
     return ".".join(f"`{part}`" for part in table.split("."))
 
 
 def look(table: str) -> str:
-    """LOOK for *table*."""
+    """Return LOOK for *table*."""
     return LOOK.format(**_place(table))
 
 
 def can_delete(table: str) -> str:
-    """CAN_DELETE for *table*."""
+    """Return CAN_DELETE for *table*."""
     return CAN_DELETE.format(**_place(table))
 
 
 def lock_of(table: str) -> str:
-    """The name of the lock of *table* for LOCK and UNLOCK, an expression."""
+    """Return the name of the lock of *table* for LOCK and UNLOCK, an expression."""
     place = _place(table)
     # A name has at most 64 characters. MySQL has no MD5 and SHA1 from 9.6 on, unless a component is installed.
     return f"CONCAT('bgpool:', LEFT(SHA2(CONCAT({place['schema']}, '.', '{place['name']}'), 256), 40))"
@@ -113,9 +113,9 @@ def _place(table: str) -> dict[str, str]:
 
 
 def misfit(row: Sequence[Any] | None) -> str:
-    """What is wrong with the table, by the answer to LOOK; empty if nothing is."""
+    """Return the problem with the table, by the answer to LOOK; empty if there is none."""
     if row is None:
-        return "does not exist, or nothing of it is granted"
+        return "does not exist, or no right on it is granted"
     engine, id_chars, collation, kind, unit_chars, keys, _ = row
     if str(engine).lower() != "innodb":
         return f"is of the engine {engine}: it has to be InnoDB, whose rows are rolled back"
@@ -128,5 +128,5 @@ def misfit(row: Sequence[Any] | None) -> str:
 
 
 def no_deletion(row: Sequence[Any]) -> str:
-    """Why old rows cannot be deleted, by the answer to CAN_DELETE; empty if they can."""
+    """Return the reason for which old rows cannot be deleted, by the answer to CAN_DELETE; empty if they can."""
     return "" if row[3] else "has no index on created_at"

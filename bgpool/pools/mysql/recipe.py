@@ -1,4 +1,4 @@
-"""How PyMySQL connections are made: a socket to an address, under a name to be proved."""
+"""The recipe for PyMySQL connections: a socket to an address, under a name to prove."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ __all__ = ["MysqlRecipe", "like"]
 
 
 class MysqlRecipe(Recipe):
-    """Recipe of a MySQL pool."""
+    """The recipe of a MySQL pool."""
 
     TRIAL: ClassVar[Mapping[str, Any]] = MappingProxyType({"init_command": None})
     LOADS: ClassVar[bool] = True
 
     def make_inner(self, connector: object) -> DriversPool:
-        """As Recipe says."""
+        """See Recipe."""
         return Store(connector, **{**with_session_reset(self.options), "name": self.name})
 
     def open(self, place: Destination, kwargs: Mapping[str, Any]) -> MysqlConnection:
-        """As Recipe says."""
+        """See Recipe."""
         params = {**self.dsn.params, **kwargs}
         if place.password is not None:
             params["password"] = place.password
@@ -45,37 +45,38 @@ class MysqlRecipe(Recipe):
         return connection
 
     def limited(self, kwargs: Mapping[str, Any], decision: Decision, limit_s: float) -> Mapping[str, Any]:
-        """As Recipe says: all attempts have the time together."""
+        """See Recipe: the limit applies to all attempts together."""
         del decision
         return {**kwargs, "give_up_at": time.monotonic() + limit_s}
 
     def load(self) -> None:
-        """As Recipe says: the TLS context of these parameters, and what encrypts a password where there is no TLS."""
+        """See Recipe: the TLS context of these parameters, and the library that encrypts a password without TLS."""
         params = self.dsn.params
-        with contextlib.suppress(Exception):  # a connection says what is wrong with them
+        with contextlib.suppress(Exception):  # the connection reports the problem with them
             BoundedConnection(**{**params, "defer_connect": True})
         if not (wants_tls(params) or params.get("unix_socket")):
             rehearse()
 
     def is_silence(self, error: Exception) -> bool:
-        """As Recipe says."""
+        """See Recipe."""
         return isinstance(error.__cause__, TimeoutError)
 
     def failure(self, text: str) -> Exception:
-        """As Recipe says."""
+        """See Recipe."""
         return pymysql.OperationalError(CR.CR_UNKNOWN_HOST, text)
 
     @staticmethod
     def like(error: BaseException | None, kind: Callable[..., Exception], text: str) -> Exception:
-        """As Recipe says."""
+        """See Recipe."""
         return like(error, kind, text)
 
 
 def like(error: BaseException | None, kind: Callable[..., Exception], text: str) -> Exception:
-    """A *kind* of error with number and text, as PyMySQL's are.
+    """Return an error of *kind* with number and text, like PyMySQL's errors.
 
-    The number is that of *error*; where it has none, that of a lost connection. Without an error it is that of one that
-    cannot be had; but what is said of a connection that is there says that it is lost, so that its owner replaces it.
+    The number is that of *error*; if it has none, that of a lost connection. Without an error, the number is that of a
+    connection that cannot be opened. An error about an existing connection has the number of a lost one, so that its
+    owner replaces it.
     """
     had_one = error is not None or kind in (SwitchoverInterrupted, InheritedConnection)
     number = code_of(error) if error is not None else 0

@@ -1,4 +1,4 @@
-"""What ``reset="session"`` does: nothing of a session's last user is left when its next one has it."""
+"""The work of ``reset="session"``: no state of a session's last user is left for the next one."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from bgpool.pools.options import RESET_SESSION
 
 __all__ = ["with_session_reset"]
 
-#: COM_RESET_CONNECTION, which PyMySQL has no name for. Source: MySQL's and MariaDB's client/server protocol; since
+#: COM_RESET_CONNECTION, which PyMySQL does not define. Source: MySQL's and MariaDB's client/server protocol; since
 #: MySQL 5.7.3 and MariaDB 10.2.4.
 _RESET_CONNECTION: Final = 0x1F
 
 
 def with_session_reset(options: Mapping[str, Any]) -> dict[str, Any]:
-    """*options* of the store, whose ``reset="session"`` has become a function."""
+    """Return *options* of the store, with ``reset="session"`` replaced by a function."""
     if options.get("reset") != RESET_SESSION:
         return dict(options)
     configure: Callable[[Any], object] | None = options.get("configure")
@@ -32,7 +32,7 @@ def with_session_reset(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _wipe(connection: Any) -> None:
-    """Reset the session on the server, and make it again what PyMySQL made it when it connected."""
+    """Reset the session on the server, and restore the settings that PyMySQL made when it connected."""
     connection._execute_command(_RESET_CONNECTION, "")
     connection._read_ok_packet()
     connection.set_character_set(*connection.bgpool_charset)

@@ -1,7 +1,7 @@
-"""What a MySQL pool has and who waits for it: slots, idle connections, a queue and counts. No threads, no servers.
+"""The state of a MySQL pool: slots, idle connections, a queue and counts. It uses no threads and no servers.
 
-Slots are objects in weak sets. Freeing one twice is the same as freeing it once, and one that nothing refers to any
-more is free. So an interrupt leaves no wrong number behind, not even in a finalizer, where Python ignores it.
+Slots are objects in weak sets. Freeing a slot twice is the same as freeing it once, and a slot without a reference is
+free. So an interrupt leaves no wrong number behind, not even in a finalizer, where Python ignores it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from bgpool.pools.mysql.connection import MysqlConnection
 
 __all__ = ["Slot", "Slots", "Waiter"]
 
-#: What is counted since the pool was made.
+#: The figures that are counted since the pool was created.
 _COUNTS: Final = (
     "requests_num", "requests_queued", "requests_errors", "connections_num", "connections_ms", "connections_errors",
     "connections_lost", "returns_bad",
@@ -26,8 +26,8 @@ class Slot:
     """The place of one connection, from before it is opened until it is closed.
 
     Attributes:
-        claim: Taken by the thread that opens the connection; by the one that meant to start it if it did not begin.
-        is_taken: Until it is freed.
+        claim: Taken by the thread that opens the connection; or by the thread that tried to start that one and failed.
+        is_taken: True until it is freed.
     """
 
     __slots__ = ("__weakref__", "claim", "is_taken")
@@ -38,44 +38,44 @@ class Slot:
 
 
 class Waiter:
-    """A caller in the queue, and what it is given.
+    """A caller in the queue, and the answer to it.
 
     Attributes:
-        connection: What it was given; None while it waits, and if the pool was closed.
+        connection: The connection that it was given; None while it waits, and if the pool was closed.
     """
 
     __slots__ = ("_unanswered", "connection")
 
     def __init__(self) -> None:
         self.connection: MysqlConnection | None = None
-        # A bare lock: answering is one step, also where an interrupt or the collector comes in between.
+        # A bare lock: an answer is one step, even if an interrupt or the collector comes in between.
         self._unanswered: Final = threading.Lock()
         self._unanswered.acquire()
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for the answer; whether it came within *timeout_s* seconds. True once."""
+        """Wait for the answer; return whether it came within *timeout_s* seconds. Returns true once."""
         return self._unanswered.acquire(timeout=timeout_s)
 
     def answer(self, connection: MysqlConnection | None) -> None:
-        """Give it *connection*, or None for good. To be called once."""
+        """Give it *connection*, or None for good. Must be called once."""
         self.connection = connection
         self._unanswered.release()
 
 
 class Slots:
-    """The state of a pool. Everything but ``len`` of its collections is used under the lock of the pool.
+    """The state of a pool. The lock of the pool must be held for all access except ``len`` of its collections.
 
     Attributes:
-        taken: Of connections that are open or being opened; size() counts them.
-        opening: Those of them that are being opened.
-        idle: Connections that nobody uses, the longest idle first.
-        waiters: Callers that wait, the longest waiting first.
-        closed: Nothing is lent, kept or opened.
-        counts: Since the pool was made.
+        taken: The slots of connections that are open or being opened; size() counts them.
+        opening: The subset of those that are being opened.
+        idle: The connections that are not in use, the longest idle first.
+        waiters: The callers that wait, the longest waiting first.
+        closed: True if no connection is lent, kept or opened.
+        counts: The figures since the pool was created.
     """
 
     def __init__(self, min_size: int, max_size: int) -> None:
-        """None taken, and closed; between *min_size* and *max_size* of them are wanted."""
+        """Create a closed state without slots; between *min_size* and *max_size* connections are wanted."""
         self._min_size: Final = min_size
         self._max_size: Final = max_size
         self.taken: Final[WeakSet[Slot]] = WeakSet()
@@ -86,11 +86,11 @@ class Slots:
         self.counts: Final = dict.fromkeys(_COUNTS, 0)
 
     def size(self) -> int:
-        """Connections that are open or being opened."""
+        """Return the number of connections that are open or being opened."""
         return _count(self.taken)
 
     def claim_needed(self, claimed: list[Slot]) -> None:
-        """Take as many slots as connections have to be opened, and add them to *claimed*."""
+        """Take as many slots as connections must be opened, and add them to *claimed*."""
         if self.closed:
             return
         size = self.size()
@@ -99,7 +99,7 @@ class Slots:
             claimed.append(self._claim())
 
     def claim_first(self, openers: int) -> Slot | None:
-        """A slot for a caller who opens a connection; None where one is idle, or *openers* are being opened."""
+        """Return a slot for a caller that opens a connection; None if one is idle, or *openers* are being opened."""
         if self.closed or self.idle or _count(self.opening) >= openers or self.size() >= self._max_size:
             return None
         return self._claim()
@@ -111,20 +111,21 @@ class Slots:
         return slot
 
     def free(self, slot: Slot | None) -> None:
-        """Free *slot*, if it is one that is taken."""
+        """Free *slot*, if it is taken."""
         if slot is not None:
             slot.is_taken = False
             self.taken.discard(slot)
             self.opening.discard(slot)
 
     def put(self, connection: MysqlConnection) -> bool:
-        """Give *connection* to the caller that has waited for longest, or keep it; False if it is not wanted."""
+        """Give *connection* to the caller that has waited longest, or keep it; return False if it is not wanted."""
         slot = connection.bgpool_slot
         if self.closed or slot is None or not slot.is_taken:
             return False
         while self.waiters:
             waiter = self.waiters[0]
-            # It leaves the queue once it is answered; one that an interrupt kept from leaving has its answer.
+            # A waiter leaves the queue when it is answered. If an interrupt prevented that, it has its answer
+            # nevertheless.
             unanswered = waiter.connection is None
             if unanswered:
                 waiter.answer(connection)
@@ -135,13 +136,13 @@ class Slots:
         return True
 
     def leave_queue(self, waiter: Waiter) -> MysqlConnection | None:
-        """Take *waiter* out, if it is in the queue still; what it was given."""
+        """Remove *waiter* if it is still in the queue; return the connection that it was given."""
         if waiter in self.waiters:
             self.waiters.remove(waiter)
         return waiter.connection
 
     def take_unneeded(self, now: float, max_idle_s: float) -> list[MysqlConnection]:
-        """Take out idle connections that are too old, or were not used for *max_idle_s* and are more than min_size."""
+        """Remove idle connections that are too old, or were not used for *max_idle_s* and exceed min_size."""
         leaving: list[MysqlConnection] = []
         spare = self.size() - self._min_size
         for connection in list(self.idle):
@@ -153,7 +154,7 @@ class Slots:
         return leaving
 
     def close(self) -> tuple[list[Waiter], list[MysqlConnection]]:
-        """Close for good; the callers that have to be told, and the connections to be closed."""
+        """Close for good; return the callers that must be notified, and the connections that must be closed."""
         self.closed = True
         waiters = [waiter for waiter in self.waiters if waiter.connection is None]
         idle = list(self.idle)
@@ -164,7 +165,7 @@ class Slots:
         return waiters, idle
 
     def stats(self) -> dict[str, int]:
-        """Figures, named as psycopg_pool names them."""
+        """Return the figures, under psycopg_pool's names."""
         return {
             "pool_min": self._min_size,
             "pool_max": self._max_size,
@@ -176,5 +177,5 @@ class Slots:
 
 
 def _count(slots: WeakSet[Slot]) -> int:
-    """How many there are: ``len`` counts the dead, too, where an interrupt came before they were taken out."""
+    """Return the number of living entries. ``len`` also counts dead ones that an interrupt kept from being removed."""
     return sum(1 for _ in slots)

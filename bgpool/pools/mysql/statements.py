@@ -1,7 +1,8 @@
-"""What a MySQL statement may do to a transaction, judged by its text.
+"""The possible effect of a MySQL statement on a transaction, judged by its text.
 
-Nothing here knows a connection: the caller says how the text is to be read, and what the server has reported.
-What is not recognized may do anything: a statement that is wrongly said not to have committed is run twice.
+This module knows no connection: the caller provides the rules for reading the text, and the status that the server has
+reported. A statement that is not recognized may do anything: if a statement were wrongly reported as not committed, it
+would run twice.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ __all__ = [
 
 
 class Effect(IntEnum):
-    """What a statement may do, in the order of how much that is."""
+    """The possible effect of a statement, from the smallest to the largest."""
 
     NOTHING = 0
     """It commits nothing, and writes nothing that outlives the session."""
@@ -46,36 +47,38 @@ class Effect(IntEnum):
     """Whatever it likes: DDL, a procedure, several statements, what is not known."""
 
 
-#: These never commit, whatever follows the word, if they are one statement.
+#: Statements with these first words never commit, if they are one statement.
 _NEVER_COMMITS: Final = frozenset(
     {b"SELECT", b"INSERT", b"UPDATE", b"DELETE", b"REPLACE", b"WITH", b"SHOW", b"EXPLAIN", b"SAVEPOINT", b"ROLLBACK"}
 )
 _WRITES: Final = frozenset({b"INSERT", b"UPDATE", b"DELETE", b"REPLACE"})
-#: How most statements begin that never commit.
+#: The beginnings of most statements that never commit.
 _ORDINARY: Final = (b"INSERT ", b"SELECT ", b"UPDATE ", b"DELETE ")
 _ORDINARY_BYTES: Final = 7
-#: What ends a transaction, or begins one, which ends the one before.
+#: The first words of statements that end a transaction, or begin one, which ends the one before.
 _ENDS_TRANSACTION: Final = frozenset({b"COMMIT", b"ROLLBACK", b"BEGIN", b"START"})
-#: Of these, what is nothing new on a connection that may only end what it has begun.
+#: The subset of these that may be sent on a connection that may only end what it has begun.
 _ENDS: Final = frozenset({b"COMMIT", b"ROLLBACK"})
-#: What commits the open transaction before it does anything else, also if it fails then. Source: "Statements That Cause
-#: an Implicit Commit" of MySQL's manual, and MariaDB's page on them.
+#: The first words of statements that commit the open transaction before anything else, even if they fail then. Source:
+#: "Statements That Cause an Implicit Commit" of MySQL's manual, and MariaDB's page on them.
 _COMMITS_FIRST: Final = frozenset(
     {b"ALTER", b"ANALYZE", b"CACHE", b"CHANGE", b"CHECK", b"CREATE", b"DROP", b"FLUSH", b"GRANT", b"INSTALL", b"LOCK",
      b"OPTIMIZE", b"RENAME", b"REPAIR", b"RESET", b"REVOKE", b"TRUNCATE", b"UNINSTALL"}
 )  # fmt: skip
-#: What begins a transaction, or ends an XA transaction. What else XA does may be about others: XA RECOVER, say.
-#: MariaDB's BEGIN NOT ATOMIC is a block of statements.
+#: Statements that begin a transaction, or end an XA transaction. Other XA statements, such as XA RECOVER, may concern
+#: other transactions. MariaDB's BEGIN NOT ATOMIC is a block of statements.
 _STARTS_OVER: Final = re.compile(
     rb"BEGIN\b(?!\s+NOT\b)|START\s+TRANSACTION\b|XA\s+(?:START|BEGIN|END|ROLLBACK)\b", re.IGNORECASE
 )
-#: After blanks, parentheses and comments; those that servers execute (/*! */) are none.
+#: The first words after blanks, parentheses and comments; comments that servers execute (/*! */) do not count as
+#: comments.
 _FIRST_WORDS: Final = re.compile(
     rb"(?:\s|\(|#[^\n]*\n|--(?=\s)[^\n]*\n|/\*(?![!M])(?:[^*]|\*(?!/))*\*/)*([A-Za-z]+)(?:\s+WORK)?(?:\s+(TO)\b)?",
     re.DOTALL | re.IGNORECASE,
 )
-#: As much of a statement as is looked at, in bytes: enough for a long list of keys. The connection remembers so much
-#: of what was sent last. A longer SELECT counts as one that writes; longer texts of several statements do anything.
+#: The part of a statement that is examined, in bytes: enough for a long list of keys. The connection stores this much
+#: of the last statement. A longer SELECT counts as one that writes; a longer text of several statements may do
+#: anything.
 _BEGINNING: Final = 64 * 1024
 
 
@@ -85,15 +88,15 @@ def _form(pattern: str) -> re.Pattern[str]:
 
 _SCOPE: Final = r"(?:(?:SESSION|LOCAL)\s+|@@(?:(?:SESSION|LOCAL)\s*\.\s*)?)?"
 _AUTOCOMMIT: Final = rf"SET\s+{_SCOPE}AUTOCOMMIT\s*:?=\s*"
-#: What one statement may do, by the form of its cleaned text; the first that fits counts. Each commits, or does not,
-#: as found on MySQL 9.7, MariaDB 10.11 and 11.8: a test runs them there.
+#: The effect of one statement by the form of its cleaned text; the first match counts. Each commits, or does not, as
+#: found on MySQL 9.7, MariaDB 10.11 and 11.8: a test runs them there.
 _FORMS: Final = tuple(
     (_form(pattern), effect)
     for pattern, effect in (
         (r"(?:INSERT|UPDATE|DELETE|REPLACE)\b", Effect.WRITES),
-        # Into a table of the engine NDB, which neither RDS nor Aurora has, it would commit.
+        # It would commit for a table of the engine NDB, which neither RDS nor Aurora has.
         (r"LOAD\s+(?:DATA|XML)\b", Effect.WRITES),
-        # A temporary sequence is another matter: it commits.
+        # A temporary sequence is different: it commits.
         (r"CREATE\s+(?:OR\s+REPLACE\s+)?TEMPORARY\s+TABLE\b", Effect.WRITES),
         (r"DROP\s+TEMPORARY\s+TABLE\b", Effect.NOTHING),
         (r"(?:SAVEPOINT|RELEASE\s+SAVEPOINT|ROLLBACK)\b", Effect.NOTHING),
@@ -109,70 +112,70 @@ _FORMS: Final = tuple(
         (r"COMMIT\b", Effect.COMMIT),
     )
 )
-#: What evaluates expressions and does nothing else.
+#: Statements that evaluate expressions and do nothing else.
 _READS: Final = _form(
     r"(?:SELECT|WITH|TABLE|VALUES|SHOW|EXPLAIN|DESC|DESCRIBE|DO|USE|PREPARE|HANDLER|HELP|SIGNAL)\b"
     r"|CHECKSUM\s+TABLE\b|GET\s+(?:CURRENT\s+|STACKED\s+)?DIAGNOSTICS\b"
     r"|SET\s+(?:NAMES\b|CHARACTER\s+SET\b|CHARSET\b|ROLE\b|(?:(?:SESSION|LOCAL)\s+)?TRANSACTION\b"
     rf"|(?:{_SCOPE}|@)[\w$.?]+\s*:?=)"
 )
-#: With these a SET is another matter: other sessions see it, or it commits. To read a global value is not.
+#: A SET with one of these is different: other sessions see it, or it commits. Reading a global value is harmless.
 _NOT_SESSIONS: Final = _form(r".*?(?:\bPASSWORD|(?<!=@@)(?<!= @@)\b(?:GLOBAL|PERSIST(?:_ONLY)?))\b")
-#: Among several statements these decide what those behind them do.
+#: Among several statements these determine the effect of those after them.
 _DECIDES: Final = _form(r"ROLLBACK\b(?!\s+(?:WORK\s+)?TO\b)|SET\b.*AUTOCOMMIT")
 
 
 def beginning(sql: str | bytes, encoding: str) -> bytes:
-    """As much of the text *sql* as the functions below look at."""
+    """Return the part of the text *sql* that the functions below examine."""
     return sql[:_BEGINNING].encode(encoding, "replace") if isinstance(sql, str) else sql[:_BEGINNING]
 
 
 def is_ordinary(statement: bytes | bytearray) -> bool:
-    """Whether *statement*, if it is one, is told by its first bytes not to end a transaction; many others are not."""
-    # PyMySQL's executemany() sends a bytearray, which no set takes.
+    """Return whether the first bytes show that *statement* (if it is one) ends no transaction; many others do not."""
+    # PyMySQL's executemany() sends a bytearray, which cannot be looked up in a set.
     return statement[:_ORDINARY_BYTES].upper().startswith(_ORDINARY)
 
 
 def first_words(statement: bytes) -> tuple[bytes, bool]:
-    """The first word of a statement, in capitals, and whether it goes TO a savepoint."""
+    """Return the first word of a statement, in capitals, and whether it goes TO a savepoint."""
     found = _FIRST_WORDS.match(statement)
     return (found[1].upper(), found[2] is not None) if found is not None else (b"", False)
 
 
 def starts_over(statement: bytes) -> bool:
-    """Whether *statement* begins a transaction, or ends an XA transaction."""
+    """Return whether *statement* begins a transaction, or ends an XA transaction."""
     found = _FIRST_WORDS.match(statement)
     return found is not None and _STARTS_OVER.match(statement, found.start(1)) is not None
 
 
 def commits_first(statement: bytes, text: Text) -> bool:
-    """Whether *statement* commits the open transaction before it does anything else, as DDL does.
+    """Return whether *statement* commits the open transaction before anything else, as DDL does.
 
     Args:
-        statement: As `beginning` gives it.
-        text: How it is to be read.
+        statement: The result of `beginning`.
+        text: The rules for reading it.
     """
     is_ddl = not text.many and first_words(statement)[0] in _COMMITS_FIRST
     return is_ddl and judge(statement, text) > Effect.WRITES
 
 
 def ends_transaction(word: bytes) -> bool:
-    """Whether a statement with the first word *word* ends a transaction, or begins one, which ends the one before."""
+    """Return whether a statement with the first word *word* ends a transaction, or begins one, which ends the last."""
     return word in _ENDS_TRANSACTION
 
 
 def ends_nothing_else(word: bytes) -> bool:
-    """Whether a statement with the first word *word* may only end what was begun, and begins nothing."""
+    """Return whether a statement with the first word *word* may only end what was begun, and begins nothing."""
     return word in _ENDS
 
 
 def may_end(statement: bytes, text: Text, word: bytes | None = None) -> bool:
-    """Whether *statement* may commit the open transaction, be it in the middle of a procedure.
+    """Return whether *statement* may commit the open transaction, even from within a procedure.
 
     Args:
-        statement: As `beginning` gives it.
-        text: How it is to be read.
-        word: Its first one, if the caller knows.
+        statement: The result of `beginning`.
+        text: The rules for reading it.
+        word: Its first word, if the caller knows it.
     """
     is_one = not text.many or (b";" not in statement and len(statement) < _BEGINNING)
     if is_one and (first_words(statement)[0] if word is None else word) in _NEVER_COMMITS:
@@ -181,16 +184,16 @@ def may_end(statement: bytes, text: Text, word: bytes | None = None) -> bool:
 
 
 def may_write(statement: bytes, text: Text) -> bool:
-    """Whether *statement* may write anything that outlives the session; most that do are told by their first word."""
+    """Return whether *statement* may write data that outlives the session; for most, the first word shows it."""
     return first_words(statement)[0] in _WRITES or judge(statement, text) is not Effect.NOTHING
 
 
 def judge(statement: bytes, text: Text) -> Effect:
-    """What *statement*, or all of several, may do.
+    """Return the possible effect of *statement*, or of all of several.
 
     Args:
-        statement: As `beginning` gives it.
-        text: How it is to be read.
+        statement: The result of `beginning`.
+        text: The rules for reading it.
     """
     is_whole = len(statement) < _BEGINNING
     cleaned = clean(statement, text)
@@ -205,7 +208,7 @@ def judge(statement: bytes, text: Text) -> Effect:
 
 
 def _judge_one(statement: str, raw: str) -> Effect:
-    """What the one cleaned *statement* may do; *raw* is the text that it was cleaned from."""
+    """Return the possible effect of the one cleaned *statement*; *raw* is the text before cleaning."""
     for form, effect in _FORMS:
         if form.match(statement):
             return effect
@@ -218,12 +221,12 @@ def _judge_one(statement: str, raw: str) -> Effect:
 
 
 def doubt_of(effect: Effect, *, surely_open: bool, may_be_open: bool, autocommit: bool) -> str:
-    """Why what was sent, and cut, may have taken effect for good; NO_DOUBT if it cannot have.
+    """Return the reason for which a statement that was sent and cut may have taken effect; NO_DOUBT if it cannot have.
 
     Args:
-        effect: What it may do.
-        surely_open: The server has said that a transaction is open.
-        may_be_open: It has, or one may have been begun since it said that none is.
+        effect: Its possible effect.
+        surely_open: The server has reported that a transaction is open.
+        may_be_open: It has, or one may have been begun since it reported that none is.
         autocommit: Without a transaction, each statement commits by itself.
     """
     if effect is Effect.NOTHING:

@@ -1,6 +1,6 @@
 """The pool under a MySQL pool: it opens, checks, resets and replaces connections.
 
-No lock is held while a server is spoken to, and every wait has an end.
+No lock is held during communication with a server, and every wait has an end.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ Hook = Callable[[MysqlConnection], object]
 
 
 class Store:
-    """Between *min_size* and *max_size* connections, lent to one caller each; first come, first served.
+    """Between *min_size* and *max_size* connections, each lent to one caller at a time; first come, first served.
 
     Attributes:
-        timeout: Longest wait for a connection unless the caller says otherwise, in seconds.
-        close_returns: close() of a connection returns it, where it can be used again.
-        failure: Why the last attempt to open a connection failed; empty once one was opened.
-        opened_by_callers: Whether callers may open connections; not where a function of the user's is called for each,
-            which may take any time.
+        timeout: The default of the longest wait for a connection, in seconds.
+        close_returns: True if close() of a connection returns it, provided that it can be used again.
+        failure: The reason for which the last attempt to open a connection failed; empty once one was opened.
+        opened_by_callers: True if callers may open connections. Not if a function of the user is called for each,
+            because that may take any time.
     """
 
     def __init__(
@@ -59,25 +59,25 @@ class Store:
         close_returns: bool = False,
         name: str | None = None,
     ) -> None:
-        """A store, not open yet, whose connections ``connector.connect()`` opens.
+        """Create a store, not open yet, whose connections ``connector.connect()`` opens.
 
         Args:
-            connector: What connects.
-            min_size: Connections that are kept open, >= 0.
-            max_size: Connections at most; None for *min_size*, which must then be above 0.
-            timeout: Longest wait for a connection unless the caller says otherwise, in seconds.
-            max_waiting: Callers that may wait at a time; 0 for any number.
-            max_lifetime: A connection is replaced when it is this old, in seconds, less up to a tenth.
-            max_idle: Above *min_size*, one is closed when nobody has used it for so long, in seconds.
+            connector: The object that connects.
+            min_size: The number of connections that are kept open, >= 0.
+            max_size: The maximum number of connections; None for *min_size*, which must then be above 0.
+            timeout: The default of the longest wait for a connection, in seconds.
+            max_waiting: The maximum of callers that wait at a time; 0 for no limit.
+            max_lifetime: The age at which a connection is replaced, in seconds, less up to a tenth.
+            max_idle: The time after which an unused connection above *min_size* is closed, in seconds.
             configure: Called with every new connection.
-            check: Called with a connection that was idle, before it is handed out; raises where it is not fit. None
-                for a ping.
-            reset: Called with every connection that comes back, after the rollback.
-            close_returns: close() of a connection returns it, where it can be used again.
-            name: For thread names.
+            check: Called with a connection that was idle, before it is handed out; raises if it is not fit. None for a
+                ping.
+            reset: Called with every returned connection, after the rollback.
+            close_returns: True if close() of a connection returns it, provided that it can be used again.
+            name: The name in thread names.
 
         Raises:
-            ValueError: A number out of its domain.
+            ValueError: A number is out of range.
         """
         most = min_size if max_size is None else max_size
         if min_size < 0 or most < max(1, min_size):
@@ -101,7 +101,7 @@ class Store:
         self._lock: Final = threading.Lock()
         self._slots: Final = Slots(min_size, most)
         self._ending: Final = threading.Event()
-        # Without one nothing is opened: it tries again what no thread could be had for.
+        # Without a keeper no connection is opened: it retries when no thread could be started.
         self._keeper: threading.Thread | None = None
         self._keeper_due: Final = threading.Event()
 
@@ -112,12 +112,12 @@ class Store:
     # -- checkout and return -------------------------------------------------------------------------------------
 
     def getconn(self, timeout: float | None = None) -> MysqlConnection:
-        """A connection that is fit to be used, within *timeout* seconds; None for the store's own.
+        """Return a fit connection within *timeout* seconds; None for the store's own.
 
         Raises:
             PoolTimeout: There was none in time.
             TooManyRequests: max_waiting callers wait already.
-            PoolClosed: The store was closed, also while we waited.
+            PoolClosed: The store was closed, perhaps during the wait.
         """
         timeout_s = self.timeout if timeout is None else timeout
         return self._get(timeout_s, time.monotonic() + timeout_s)
@@ -135,13 +135,14 @@ class Store:
                 return connection
 
     def fetch(self, timeout: float, openers: int) -> MysqlConnection:
-        """As getconn; but a caller opens a connection where nobody has begun to. The others follow the first one.
+        """Like getconn; but a caller opens a connection itself if no thread has begun to.
 
-        A thread would have to be started, and its caller to be woken, while all processes of the host want the cores.
+        The other callers follow the first one. Otherwise a thread would have to be started, and its caller woken, while
+        all processes of the host need the cores.
 
         Args:
-            timeout: Longest wait in seconds, the attempt to connect included.
-            openers: How many callers may be connecting at a time.
+            timeout: The longest wait in seconds, the attempt to connect included.
+            openers: The maximum of callers that may be connecting at a time.
         """
         deadline = time.monotonic() + timeout
         with self._lock:
@@ -154,9 +155,9 @@ class Store:
         return self._get(timeout, deadline)
 
     def putconn(self, conn: MysqlConnection) -> None:
-        """Take a connection back: rolled back and reset, or closed where it is not fit any more."""
+        """Take a connection back: roll back and reset it, or close it if it is no longer fit."""
         if self._keeper is None:
-            # One that a caller has opened.
+            # A caller has opened this connection.
             self._begin_keeping()
         try:
             fit = conn.bgpool_is_open and not self._slots.closed and time.monotonic() < conn.bgpool_expires_at
@@ -175,15 +176,15 @@ class Store:
         else:
             self._drop(conn, "" if conn.bgpool_is_open else "returns_bad")
 
-    #: As every driver's pool calls it; psycopg_pool's own name is putconn.
+    #: The common name in drivers' pools; psycopg_pool's own name is putconn.
     keep = putconn
 
     def replace(self, conn: MysqlConnection) -> None:
-        """Free the slot of a connection that is closed, and open another one where it is needed."""
+        """Free the slot of a closed connection, and open another one if it is needed."""
         self._drop(conn, "")
 
     def _make_sure(self, connection: MysqlConnection, deadline: float) -> None:
-        """Check a connection that was idle for long, or whose server has something to say; raises if it is not fit."""
+        """Check a connection that was idle for long, or whose server has sent data; raise if it is not fit."""
         idle_s = time.monotonic() - connection.bgpool_idle_since
         if idle_s >= CHECK_AFTER_IDLE_S or connection.bgpool_is_readable():
             with connection.bounded(min(CHECK_TIMEOUT_S, max(0.001, deadline - time.monotonic()))):
@@ -215,7 +216,7 @@ class Store:
             raise
 
     def _wait_answered(self, waiter: Waiter, deadline: float) -> None:
-        """Until *waiter* was given something, the store was closed, or *deadline* has come; opens what is needed."""
+        """Wait until *waiter* has its answer, the store was closed, or *deadline* is reached; open what is needed."""
         while not self._begin_keeping():
             left_s = max(0.0, deadline - time.monotonic())
             if waiter.wait(min(left_s, RECONNECT_INTERVAL_MAX_S)) or not left_s:
@@ -224,7 +225,7 @@ class Store:
         waiter.wait(max(0.0, deadline - time.monotonic()))
 
     def _answer_of(self, waiter: Waiter, timeout_s: float) -> MysqlConnection:
-        """What *waiter* was given, after the wait; raises as getconn does."""
+        """Return the connection that *waiter* was given, after the wait; raise like getconn."""
         with self._lock:
             if waiter.connection is not None:
                 return waiter.connection
@@ -235,14 +236,14 @@ class Store:
         raise PoolTimeout(CR.CR_CONN_HOST_ERROR, f"couldn't get a connection after {timeout_s:.2f} sec")
 
     def _leave_queue(self, waiter: Waiter) -> None:
-        """Its caller was interrupted; what it may have been given goes to the next one."""
+        """Handle an interrupted caller; a connection that it may have been given goes to the next one."""
         with self._lock:
             given = self._slots.leave_queue(waiter)
         if given is not None:
             self._arrive(given)
 
     def _arrive(self, connection: MysqlConnection, *, opened: bool = False) -> None:
-        """Hand *connection* to the caller that has waited for longest, or keep it."""
+        """Hand *connection* to the caller that has waited longest, or keep it."""
         connection.bgpool_idle_since = time.monotonic()
         slots = self._slots
         with self._lock:
@@ -256,7 +257,7 @@ class Store:
         self._discard(connection)
 
     def _drop(self, connection: MysqlConnection, count: str, error: BaseException | None = None) -> None:
-        """Close *connection* and let another one be opened for those who wait."""
+        """Close *connection*, and open another one if callers wait."""
         with self._lock:
             self._slots.free(connection.bgpool_slot)
             if count:
@@ -276,9 +277,10 @@ class Store:
     # -- opening -------------------------------------------------------------------------------------------------
 
     def _begin_opening(self) -> bool:
-        """Open as many more as are needed; whether there were threads for all, or the keeper is to try again.
+        """Open as many connections as are needed; return False if a thread was missing and the keeper must retry.
 
-        A thread for each: nobody waits for a slow host in a queue, and a connection that comes back meanwhile serves.
+        Each has a thread of its own, so that no caller waits for a slow host in a queue, and a returned connection can
+        serve instead.
         """
         claimed: list[Slot] = []
         try:
@@ -287,7 +289,8 @@ class Store:
             for slot in claimed:
                 _thread("open", self._name, self._open_one, slot).start()
         except BaseException as error:
-            # An interrupt does not tell which threads have begun: a slot is freed by the one that gets its claim.
+            # After an interrupt it is unknown which threads have started: each slot is freed by the thread that gets
+            # its claim.
             with self._lock:
                 for slot in claimed:
                     if slot.claim.acquire(blocking=False):
@@ -300,7 +303,7 @@ class Store:
         return True
 
     def _open_one(self, slot: Slot) -> None:
-        """Open a connection for *slot*, however often it takes while anybody needs it."""
+        """Open a connection for *slot*, with as many attempts as needed while a caller waits."""
         if not slot.claim.acquire(blocking=False):
             return
         pause_s = RECONNECT_INTERVAL_S
@@ -318,7 +321,7 @@ class Store:
             return
 
     def _open_here(self, slot: Slot, timeout: float) -> None:
-        """Try once to open a connection for *slot*, in the caller's thread; another takes it up where that fails."""
+        """Try once to open a connection for *slot*, in the caller's thread; another thread continues if that fails."""
         began = time.monotonic()
         try:
             with self._connector.within(timeout):
@@ -333,7 +336,7 @@ class Store:
         self._admit(connection, slot, began)
 
     def _connect(self) -> MysqlConnection:
-        """A new connection, configured."""
+        """Return a new, configured connection."""
         connection: MysqlConnection = self._connector.connect()
         if self._configure is not None:
             try:
@@ -345,7 +348,7 @@ class Store:
         return connection
 
     def _admit(self, connection: MysqlConnection, slot: Slot, began: float) -> None:
-        """Take in *connection*, which was opened for *slot* since *began*."""
+        """Accept *connection*, which was opened for *slot* since *began*."""
         now = time.monotonic()
         self._slots.counts["connections_ms"] += int(1000 * (now - began))
         connection.bgpool_expires_at = now + self._max_lifetime_s * (1 - LIFETIME_JITTER * random.random())
@@ -353,7 +356,7 @@ class Store:
         self._arrive(connection, opened=True)
 
     def _note_failure(self, error: BaseException) -> None:
-        """Under the lock: a connection could not be opened."""
+        """Record that a connection could not be opened. The lock must be held."""
         self._slots.counts["connections_num"] += 1
         self._slots.counts["connections_errors"] += 1
         self.failure = first_line(error)
@@ -364,14 +367,14 @@ class Store:
             self._note_failure(error)
             if not slots.closed and slots.waiters and isinstance(error, Exception):
                 return True
-            # The keeper tries again for min_size.
+            # The keeper retries for min_size.
             slots.free(slot)
             return False
 
     # -- life ----------------------------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Begin to keep min_size connections; idempotent. Where there is no thread for it now, a checkout tries again.
+        """Begin to keep min_size connections; idempotent. If no thread can be started now, a checkout retries.
 
         Raises:
             PoolClosed: It was closed before.
@@ -380,10 +383,10 @@ class Store:
         self.begin()
 
     def open_lazily(self) -> None:
-        """Open, but begin nothing: that is up to the callers, who come at once and call fetch(), or to begin().
+        """Open without starting to connect: that is left to callers, which call fetch() immediately, or to begin().
 
         Raises:
-            PoolClosed: As open().
+            PoolClosed: The same as in open().
         """
         with self._lock:
             if self._ending.is_set():
@@ -391,15 +394,16 @@ class Store:
             self._slots.closed = False
 
     def begin(self) -> None:
-        """Have threads open what is missing, as far as nobody has begun; idempotent."""
+        """Start threads that open the missing connections, as far as that has not begun; idempotent."""
         if self._keeper is None and self._begin_keeping():
             self._begin_opening()
 
     def close(self, timeout: float = 5.0) -> None:
-        """Close what is idle and send waiting callers on; what is in use is closed when it comes back.
+        """Close idle connections and send waiting callers away; connections in use are closed at their return.
 
         Args:
-            timeout: Longest wait for the store's thread, in seconds; those that are connecting are not waited for.
+            timeout: The longest wait for the store's keeper thread, in seconds. It does not wait for connecting
+                threads.
         """
         with self._lock:
             self._ending.set()
@@ -414,15 +418,15 @@ class Store:
             keeper.join(timeout)
 
     def get_stats(self) -> dict[str, int]:
-        """Figures, named as psycopg_pool names them."""
+        """Return its figures, under psycopg_pool's names."""
         with self._lock:
             return self._slots.stats()
 
     def forget_who_gave_up(self) -> None:
-        """Nothing to do: they leave the queue by themselves."""
+        """Do nothing: such callers leave the queue by themselves."""
 
     def _begin_keeping(self) -> bool:
-        """Start the keeper unless it is there; whether it is."""
+        """Start the keeper unless it is running; return whether it is."""
         with self._lock:
             if self._keeper is not None or self._slots.closed:
                 return True
@@ -430,7 +434,7 @@ class Store:
         try:
             keeper.start()
         except BaseException as error:
-            # If it was interrupted and has begun all the same there will be two, which do each other no harm.
+            # If the start was interrupted but succeeded, there will be two keepers, which do not disturb each other.
             self._keeper = None
             if not isinstance(error, _NO_THREAD):
                 raise
@@ -439,7 +443,7 @@ class Store:
         return True
 
     def _keep(self) -> None:
-        """Replace what is too old, close what nobody needs, and open what is missing to min_size and for who waits."""
+        """Replace old connections, close unneeded ones, and open those that min_size or waiting callers need."""
         interval_s = min(KEEP_INTERVAL_S, self._max_idle_s / 2, self._max_lifetime_s / 2)
         try:
             while True:
@@ -460,7 +464,7 @@ class Store:
             self._discard(connection)
 
 
-#: What a thread that cannot be started raises.
+#: The errors of a thread that cannot be started.
 _NO_THREAD: Final = (RuntimeError, MemoryError)
 
 

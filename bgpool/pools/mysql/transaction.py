@@ -1,13 +1,13 @@
-"""Whether a transaction is still the one that was begun, after a statement of it has failed.
+"""The state of a transaction after one of its statements has failed: is it still the one that was begun?
 
 Some errors undo one statement, others the whole transaction: a deadlock (1213), a changed record (1020 with
 ``innodb_snapshot_isolation``), a lock wait (1205 with ``innodb_rollback_on_timeout``), a COMMIT that a read-only server
 refuses (1290). The server then accepts the next statement in a new transaction, and commits the second half alone.
 
-An error packet has no status, and its number does not tell. The status in the answer to a ping does, as long as no
-statement was sent in between. It agreed with a savepoint set before the error on MariaDB 10.11 and 11.8 and on MySQL
-9.7, for 13 kinds of errors, with BEGIN, a consistent snapshot, XA and without autocommit. A procedure that ends the
-transaction and begins another one before it fails is the exception: neither its error nor the status shows that.
+An error packet has no status, and its number does not show the difference. The status in the answer to a ping does, as
+long as no statement was sent in between. It agreed with a savepoint set before the error on MariaDB 10.11 and 11.8 and
+on MySQL 9.7, for 13 kinds of errors, with BEGIN, a consistent snapshot, XA and without autocommit. The exception is a
+procedure that ends the transaction and begins another one before it fails: neither its error nor the status shows that.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _COMMITTED_HINT: Final = (
 
 
 class Transaction:
-    """What a connection knows of its transaction beside the last status of the server.
+    """A connection's knowledge of its transaction, in addition to the last status of the server.
 
     Attributes:
-        sent: What was sent last: the command, how its statement begins, and the server's status before.
-        failure: The failed statement after which a transaction may be open, or gone; None while the status is true.
+        sent: The last command: its code, the beginning of its statement, and the server's status before.
+        failure: The failed statement after which a transaction may be open, or gone; None while the status is valid.
     """
 
     __slots__ = ("failure", "sent")
@@ -48,45 +48,46 @@ class Transaction:
         self.failure: Failure | None = None
 
     def may_be_open(self, status: int) -> bool:
-        """Whether one may be open, by the last *status* of the server."""
+        """Return whether a transaction may be open, by the last *status* of the server."""
         return self.failure is not None or _is_open(status)
 
     def has_ended(self, status: int) -> bool:
-        """Whether what was sent last, which was answered with *status*, has ended the transaction, or made it none.
+        """Return whether the last command, which was answered with *status*, has ended the transaction.
 
-        Where none was open before, and a statement does not commit by itself, there was nothing to end.
+        If none was open before, and statements do not commit by themselves, there was no transaction to end.
         """
         if self.may_be_open(status):
             return False
         return _is_autocommit(status) or self.sent is None or _is_open(self.sent[2])
 
     def note_answer(self) -> None:
-        """What was sent last has succeeded: after a failure only what settles it is sent."""
+        """Record that the last command succeeded. After a failure only a statement that settles it is sent."""
         if self.failure is not None and self.sent is not None and self.sent[0] == COMMAND.COM_QUERY:
             self.failure = None
 
     def note_error(self, error: MySQLError, status: int, text: Text) -> None:
-        """What was sent last has failed: until the server is asked, nobody knows what became of the transaction.
+        """Record that the last command failed. The state of the transaction is unknown until the server is queried.
 
         Args:
             error: The server's.
-            status: Its last; of one before among several statements, perhaps.
-            text: How what was sent is to be read.
+            status: Its last status; perhaps from an earlier one of several statements.
+            text: The rules for reading the statement.
         """
         if self.failure is not None or self.sent is None or self.sent[0] != COMMAND.COM_QUERY:
             return
         _, statement, before = self.sent
         was_open = _is_open(before) or (text.many and _is_open(status))
         if was_open or not _is_autocommit(before) or statements.judge(statement, text) > Effect.WRITES:
-            # A read-only server refuses the implicit COMMIT before the statement: nothing was committed.
+            # A read-only server refuses the implicit COMMIT before the statement, so nothing was committed.
             committed = statements.commits_first(statement, text) and not is_servers_refusal(error)
-            # An INSERT of any length is told by its first word: errors that applications expect are such statements'.
+            # An INSERT of any length is recognized by its first word, and most errors that applications expect are an
+            # INSERT's.
             anything = statements.may_end(statement, text) and statements.judge(statement, text) is Effect.ANYTHING
             hint = _COMMITTED_HINT if anything else _HINT
             self.failure = Failure(_copy(error), is_loss=was_open and not committed, hint=hint)
 
     def settle(self, status: int) -> None:
-        """Decide what became of the transaction by a *status* that the server gave after the failure."""
+        """Decide on the state of the transaction by a *status* that the server gave after the failure."""
         failure = self.failure
         if failure is None or failure.is_final:
             return
@@ -96,11 +97,11 @@ class Transaction:
             self.failure = None
 
     def doubt(self, status: int, text: Text) -> str:
-        """Why what was sent last, cut, may have taken effect for good; NO_DOUBT if it cannot have.
+        """Return the reason for which the last command, once cut, may have taken effect; NO_DOUBT if it cannot have.
 
         Args:
             status: The server's last.
-            text: How what was sent is to be read.
+            text: The rules for reading the statement.
         """
         if self.sent is None or self.sent[0] != COMMAND.COM_QUERY:
             return NO_DOUBT
@@ -118,11 +119,11 @@ class Failure:
 
     Attributes:
         error: The server's error, without its traceback.
-        is_loss: If no transaction is open now, the one that was open was rolled back; false where none was, and where
+        is_loss: True if a closed transaction means a rollback of the one that was open; false if none was open, or if
             the statement had committed it first, as DDL does.
-        hint: What to do once it is final.
-        is_final: The transaction must not go on: it was rolled back, or was refused a write in a switchover.
-        is_open: Of a transaction that must not go on: the server would let it.
+        hint: The advice once it is final.
+        is_final: True if the transaction must not continue: it was rolled back, or was refused a write in a switchover.
+        is_open: True for a transaction that must not continue, although the server would allow it.
     """
 
     error: MySQLError
@@ -132,10 +133,10 @@ class Failure:
     is_open: bool = False
 
     def may_pass(self, statement: bytes) -> bool:
-        """Whether *statement* may be sent, whatever has become of the transaction.
+        """Return whether *statement* may be sent in any state of the transaction.
 
-        ROLLBACK ends it and BEGIN starts over; the server itself refuses a savepoint that went with the transaction
-        (1305), and to go on in an XA transaction that it has rolled back.
+        ROLLBACK ends the transaction and BEGIN starts over. The server itself refuses a savepoint that was lost with
+        the transaction (1305), and the continuation of an XA transaction that it has rolled back.
         """
         word, to_savepoint = statements.first_words(statement)
         if self.is_open:
@@ -143,17 +144,17 @@ class Failure:
         return word in (b"ROLLBACK", b"RELEASE") or statements.starts_over(statement)
 
     def refuse_commit(self, error: MySQLError) -> None:
-        """A switchover refuses the transaction's writes with *error*: what was written before must not stay alone."""
+        """Refuse COMMIT after a switchover refused a write with *error*: the earlier writes must not stay alone."""
         self.error, self.hint, self.is_final, self.is_open = _copy(error), _HINT, True, True
 
     def again(self) -> MySQLError:
-        """The error once more, for a statement that must not be sent."""
+        """Return the error again, for a statement that must not be sent."""
         code, *texts = self.error.args
         return type(self.error)(code, f"{texts[0]} ({self.hint})" if texts else self.hint)
 
 
 def _copy(error: MySQLError) -> MySQLError:
-    """*error* without its traceback, which would keep its callers' variables alive, such as a handle to be dropped."""
+    """Return *error* without its traceback, which would keep variables of its callers alive, such as a handle."""
     return type(error)(*error.args)
 
 

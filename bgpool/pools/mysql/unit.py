@@ -1,7 +1,7 @@
-"""Units of work on MySQL: begun again where a switchover cut them before their COMMIT, and never guessed at after it.
+"""Units of work on MySQL: repeated if a switchover cuts them before COMMIT; the outcome of COMMIT is never guessed.
 
-What became of a COMMIT that was cut no server can be asked: a transaction gets its GTID when it commits, so that
-nobody knows it before, and to choose one takes rights that applications do not have. A receipt decides it.
+No server can report the outcome of a COMMIT that was cut: a transaction gets its GTID when it commits, so it is not
+known before, and choosing one requires rights that applications do not have. A receipt decides the outcome.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ __all__ = ["MysqlUnit"]
 
 R = TypeVar("R")
 
-#: A lock was waited for in vain; the transaction was in another one's way; a record has changed; the user's own time
-#: limit for a statement, or somebody else, has ended it. Such an error may have rolled back the whole transaction.
+#: A lock wait has timed out; the transaction conflicted with another one; a record has changed; or the user's own time
+#: limit for a statement, or another user, has ended it. Such an error may have rolled back the whole transaction.
 _WAITS: Final = frozenset({1205, 1213, 1020, 1317, 1969, 3024})
-#: The statement does not fit the table. Not there: 1049, 1146. Rights: 1044, 1142, 1143, 1227. A view, a trigger:
-#: 1288, 1305, 1356, 1369, 1370, 1442, 1449, 1471, 1644. Columns and their values: 1048, 1054, 1136, 1265, 1292, 1364,
-#: 1366, 1406. Constraints, another unique key than that of the id among them: 1062, 1216, 1452, 1586, 3819, 4025.
-#: Read-only, or not in the user's LOCK TABLES: 1036, 1099, 1100.
+#: The statement does not fit the table. It does not exist: 1049, 1146. Rights: 1044, 1142, 1143, 1227. A view, a
+#: trigger: 1288, 1305, 1356, 1369, 1370, 1442, 1449, 1471, 1644. Columns and their values: 1048, 1054, 1136, 1265,
+#: 1292, 1364, 1366, 1406. Constraints, including another unique key than that of the id: 1062, 1216, 1452, 1586, 3819,
+#: 4025. Read-only, or not in the user's LOCK TABLES: 1036, 1099, 1100.
 _OF_TABLE: Final = frozenset(
     {
         1036,
@@ -55,7 +55,7 @@ _OF_TABLE: Final = frozenset(
     }
     | {1366, 1369, 1370, 1406, 1442, 1449, 1452, 1471, 1586, 1644, 3819, 4025}
 )
-#: The longest innodb_lock_wait_timeout, in seconds.
+#: The largest innodb_lock_wait_timeout, in seconds.
 _LONGEST_S: Final = 1_073_741_824
 
 
@@ -64,9 +64,9 @@ class MysqlUnit(Unit[MysqlConnection, R]):
 
     driver_error: ClassVar[type[Exception]] = pymysql.MySQLError
     needs_begin: ClassVar[bool] = True
-    # Whether the transaction may have written something, by the text of its statements.
+    # True if the transaction may have written data, by the text of its statements.
     _may_write: bool = True
-    # Whether BEGIN was sent; else the first statement that reads or writes a row begins the transaction.
+    # True if BEGIN was sent; otherwise the first statement that reads or writes a row begins the transaction.
     _has_begun: bool = True
 
     def _reset(self) -> None:
@@ -74,11 +74,11 @@ class MysqlUnit(Unit[MysqlConnection, R]):
         self._may_write = True
 
     def is_autocommit(self, connection: MysqlConnection) -> bool:
-        """As Unit says."""
+        """See Unit."""
         return connection.get_autocommit()
 
     def note_begun(self, connection: MysqlConnection) -> None:
-        """As Unit says; what the function sends is looked at, for only a transaction that writes leaves a receipt."""
+        """See Unit; the function's statements are examined, because only a transaction that writes gets a receipt."""
         super().note_begun(connection)
         receipts = self._unit_context.receipts
         if receipts is not None:
@@ -86,37 +86,37 @@ class MysqlUnit(Unit[MysqlConnection, R]):
             connection.bgpool_writes = False if watched and not self._has_receipt else None
 
     def begin_block(self, connection: MysqlConnection) -> Any:
-        """As Unit says; without autocommit BEGIN would be a round trip for nothing, as in a plain block."""
+        """See Unit; without autocommit BEGIN would be a useless round trip, as in a plain block."""
         self._has_begun = connection.get_autocommit()
         if self._has_begun:
             connection.begin()
 
     def commit_block(self, connection: MysqlConnection) -> Any:
-        """As Unit says."""
+        """See Unit."""
         connection.commit()
 
     async def aabandon(self, connection: MysqlConnection, error: BaseException) -> None:
-        """As Unit says; after ``afail``, which may have something to ask in the transaction."""
+        """See Unit; the rollback follows ``afail``, which may need to query the server within the transaction."""
         try:
             await self.afail(connection, error)
         finally:
             connection.bgpool_rollback_quietly()
 
-    # -- what an attempt says to the server ----------------------------------------------------------------------
+    # -- statements of an attempt -----------------------------------------------------------------------------------
 
     async def arow(self, connection: MysqlConnection, query: str) -> tuple[Any, ...] | None:
-        """The first row that *query* gives, whatever the connection's own kind of cursor gives; None without one.
+        """Return the first row of *query*, independent of the connection's own kind of cursor; None without one.
 
         Raises:
             Exception: The driver's.
         """
-        # Not with a cursor, which takes as long as the rest of the client's part.
+        # Without a cursor, which takes as long as the rest of the client's part.
         connection.query(query)
         rows: Any = connection._result.rows
         return rows[0] if rows else None
 
     async def alook(self, connection: MysqlConnection) -> str:
-        """As Unit says."""
+        """See Unit."""
         assert self._receipts is not None
         row = await self.arow(connection, receipts.look(self._receipts.table))
         # Without use_unicode texts are bytes.
@@ -127,7 +127,7 @@ class MysqlUnit(Unit[MysqlConnection, R]):
         return why
 
     async def ainsert(self, connection: MysqlConnection) -> bool:
-        """As Unit says; after that the session's own innodb_lock_wait_timeout is in force again."""
+        """See Unit; the session's own innodb_lock_wait_timeout is restored after that."""
         wait_s = min(max(1, int(self.left_s())), _LONGEST_S)
         try:
             await self.arow(connection, receipts.WAIT_FOR_ROW.format(wait_s=wait_s))
@@ -141,26 +141,26 @@ class MysqlUnit(Unit[MysqlConnection, R]):
                 try:
                     await self.arow(connection, receipts.WAIT_AS_BEFORE)
                 except pymysql.MySQLError:
-                    # Or its next user would wait for less than he wants to.
+                    # Otherwise its next user would have a shorter lock timeout than it has set.
                     connection.bgpool_unfit = True
         return True
 
     async def awriter(self, connection: MysqlConnection) -> str:
-        """As Unit says."""
+        """See Unit."""
         row = await self.arow(connection, receipts.WRITER.format(table=self._table, id=self._id))
         unit = row[0] if row else ""
         return unit.decode("ascii") if isinstance(unit, bytes) else str(unit)
 
-    def reads_only(self, connection: MysqlConnection) -> bool:  # noqa:ARG002  # nothing tells it
-        """As Unit says: what a transaction writes is seen by its statements."""
+    def reads_only(self, connection: MysqlConnection) -> bool:  # noqa:ARG002  # no status shows it
+        """See Unit: the statements of a transaction show whether it writes."""
         return False
 
-    def decides(self, connection: MysqlConnection) -> bool:  # noqa:ARG002  # PostgreSQL looks
-        """As Unit says: the binary log has every table."""
+    def decides(self, connection: MysqlConnection) -> bool:  # noqa:ARG002  # PostgreSQL needs it
+        """See Unit: the binary log contains every table."""
         return True
 
     async def awrite_receipt(self, connection: MysqlConnection) -> None:
-        """As Unit says."""
+        """See Unit."""
         self._may_write = connection.bgpool_writes is not False
         if not self.leaves_receipt() or not connection.bgpool_writes or not await self.acan_use(connection):
             return
@@ -168,7 +168,7 @@ class MysqlUnit(Unit[MysqlConnection, R]):
         try:
             await self.arow(connection, receipts.INSERT.format(table=self._table, id=self._id, unit=self._writer()))
         except pymysql.MySQLError as error:
-            # Another unique key of the table may be the one that is taken.
+            # The duplicate may be in another unique key of the table.
             if code_of(error) in receipts.TAKEN and (writer := await self.awriter(connection)):
                 raise KeyTaken(writer) from error
             if self.is_lost(connection) or not self.is_tables(error):
@@ -178,7 +178,7 @@ class MysqlUnit(Unit[MysqlConnection, R]):
             self.note_receipt(connection)
 
     async def adelete_old(self, connection: MysqlConnection) -> int:
-        """As Unit says; the lock that keeps others away is the session's."""
+        """See Unit; the lock that excludes other processes is the session's."""
         kept = self._receipts
         assert kept is not None
         row = await self.arow(connection, receipts.can_delete(kept.table))
@@ -201,14 +201,15 @@ class MysqlUnit(Unit[MysqlConnection, R]):
                 await self.arow(connection, receipts.WAIT.format(*old_wait))
                 await self.arow(connection, receipts.UNLOCK.format(lock=lock))
             except BaseException:
-                # Or its next user would wait for less than he wants to, and nobody else delete anything.
+                # Otherwise its next user would have shorter lock timeouts than it has set, and no other session could
+                # delete rows.
                 connection.bgpool_unfit = True
                 raise
 
     def _delete_old(self, connection: MysqlConnection, index: str) -> int:
         assert self._receipts is not None
         with connection.cursor(pymysql.cursors.Cursor) as cursor:
-            # Whatever the session's own mode is.
+            # In every mode of the session.
             cursor.execute("START TRANSACTION READ WRITE")
             retention_s, most = self._receipts.retention_s, RECEIPTS_DELETED_AT_ONCE
             cursor.execute(receipts.OLD.format(table=self._table, index=index, retention_s=retention_s, most=most))
@@ -218,15 +219,15 @@ class MysqlUnit(Unit[MysqlConnection, R]):
         return int(rows)
 
     def is_lost(self, connection: MysqlConnection) -> bool:
-        """As Unit says."""
+        """See Unit."""
         return not connection.bgpool_is_open
 
     def is_wait(self, error: Exception) -> bool:
-        """As Unit says."""
+        """See Unit."""
         return code_of(error) in _WAITS
 
     def is_tables(self, error: Exception) -> bool:
-        """As Unit says."""
+        """See Unit."""
         return code_of(error) in _OF_TABLE
 
     @property
@@ -234,27 +235,27 @@ class MysqlUnit(Unit[MysqlConnection, R]):
         assert self._receipts is not None
         return receipts.quoted(self._receipts.table)
 
-    # -- what its errors say -------------------------------------------------------------------------------------
+    # -- the meaning of its errors ----------------------------------------------------------------------------------
 
     def was_cut(self, error: Exception) -> bool:
-        """As Unit says."""
+        """See Unit."""
         if isinstance(error, SwitchoverInterrupted):
             return False
         return isinstance(error, CommitOutcomeUnknown) or code_of(error) in CUT_CODES or _is_closed(error)
 
     def was_refused(self, error: Exception) -> bool:
-        """As Unit says."""
+        """See Unit."""
         return is_servers_refusal(error) or may_be_servers_refusal(error)
 
     async def afind_out(self) -> Outcome:
-        """As Unit says; the server cannot tell. What has written nothing can be run again."""
+        """See Unit; the server cannot tell. A unit that has written nothing can be repeated."""
         return Outcome.UNKNOWN if self._may_write else Outcome.NOT_COMMITTED
 
     def check(self, connection: MysqlConnection) -> None:
-        """As Unit says."""
+        """See Unit."""
         if connection.bgpool_can_commit:
             return
-        # No status is true before the last result.
+        # Only the last result's status is valid.
         connection.bgpool_settle()
         self.check_lost(connection)
         if not connection.bgpool_is_open:
@@ -267,7 +268,7 @@ class MysqlUnit(Unit[MysqlConnection, R]):
             )
 
     def check_lost(self, connection: MysqlConnection) -> None:
-        """As Unit says."""
+        """See Unit."""
         if connection.bgpool_in_doubt:
             text = "cut what may have committed by itself, and the function went on; find out whether it took effect"
             raise like(pymysql.InterfaceError(), CommitOutcomeUnknown, self._gate.describe(text))
@@ -280,10 +281,10 @@ class MysqlUnit(Unit[MysqlConnection, R]):
         return like(pymysql.InterfaceError(), SwitchoverInterrupted, self._gate.describe(text))
 
     def like(self, error: Exception, kind: Any, text: str) -> Exception:
-        """As Unit says."""
+        """See Unit."""
         return like(error, kind, text)
 
 
 def _is_closed(error: Exception) -> bool:
-    """Whether *error* is what PyMySQL says of a connection that was closed under its user."""
+    """Return whether *error* is PyMySQL's error for a connection that was closed during its use."""
     return type(error) is pymysql.InterfaceError and code_of(error) == 0
