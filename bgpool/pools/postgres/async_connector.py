@@ -1,4 +1,4 @@
-"""The async PostgreSQL connector: what of a connector is psycopg's."""
+"""The async PostgreSQL connector: the parts that are specific to psycopg."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["AsyncPostgresConnector"]
 
 
 class AsyncPostgresConnector(AsyncConnector[psycopg.AsyncConnection[Any]]):
-    """Opens psycopg's AsyncConnections that go through Blue/Green switchovers."""
+    """psycopg's AsyncConnections that survive Blue/Green switchovers, opened for an owner."""
 
     OPTIONS = options.ASYNC_POSTGRES_CONNECTOR
     _recipe_class = AsyncPostgresRecipe

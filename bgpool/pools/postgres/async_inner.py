@@ -1,7 +1,7 @@
 """The pool under an AsyncPool: psycopg_pool's AsyncConnectionPool, in one event loop.
 
-It hands nothing out that was retired while its caller waited, takes every connection back whatever happens to the task
-that returns it, and ends with its loop.
+It hands out no connection that was retired while its caller waited. It takes every connection back, whatever happens to
+the task that returns it. It ends with its loop.
 """
 
 from __future__ import annotations
@@ -34,33 +34,34 @@ _logger: Final = logging.getLogger("bgpool.pool")
 
 #: psycopg_pool's own default.
 _WORKERS: Final = 3
-#: By how much a loop's timer may be early.
+#: The time by which a loop's timer may be early.
 _CLOCK_S: Final = 0.01
-#: Errors that end nothing but what raised them, or that are asyncio's and Python's own.
+#: Errors that end only the code that raised them, or that are asyncio's and Python's own.
 _PASSED_ON: Final = (Exception, asyncio.CancelledError, GeneratorExit)
 _HOOKS: Final = ("configure", "check", "reset", "reconnect_failed")
 
 
 class Dialer(Protocol):
-    """What opens the connections: a generation."""
+    """The object that opens the connections: a generation."""
 
     retired: bool
 
     async def aconnect(self, _conninfo: str = "", **kwargs: Any) -> Any:
-        """A new connection."""
+        """Return a new connection."""
         ...
 
 
 class AsyncInnerPool:
-    """What a generation needs of a driver's pool, see DriversPool. ``getconn`` and ``keep`` are coroutine functions.
+    """The interface of a driver's pool for a generation, see DriversPool.
 
-    The others may be called in any thread. It begins in the loop that opens it, and belongs to that one.
+    ``getconn`` and ``keep`` are coroutine functions. The other methods may be called in any thread. The pool starts in
+    the loop that opens it, and belongs to that loop.
     """
 
     opened_by_callers = False
 
     def __init__(self, dialer: Dialer, options: dict[str, Any]) -> None:
-        """A pool that is not open yet; *options* are AsyncConnectionPool's."""
+        """Create a pool that is not open yet; *options* are AsyncConnectionPool's."""
         self._pool: Final = _Pool(dialer, options)
         self.loop: asyncio.AbstractEventLoop | None = None
         self.timeout = self._pool.timeout
@@ -71,12 +72,12 @@ class AsyncInnerPool:
 
     @property
     def max_size(self) -> int:
-        """As DriversPool says."""
+        """See DriversPool."""
         return self._pool.max_size
 
     @property
     def failure(self) -> str:
-        """As DriversPool says."""
+        """See DriversPool."""
         return self._pool.failure
 
     @failure.setter
@@ -84,31 +85,31 @@ class AsyncInnerPool:
         self._pool.failure = text
 
     def open(self) -> None:
-        """Begin to connect, in the running loop; idempotent."""
+        """Start connecting, in the running loop; idempotent."""
         if self.loop is None:
             self.loop = running_loop()
             self._pool.begin()
 
     def tasks(self) -> set[asyncio.Task[Any]]:
-        """Those that are at work for it in the running loop."""
+        """Return its tasks in the running loop."""
         return self._pool.tasks if self._is_here() else set()
 
     def replace(self, conn: Any) -> None:
-        """As DriversPool says."""
+        """See DriversPool."""
         self._in_loop(self._pool.replace, conn)
 
-    def close(self, timeout: float = 0) -> None:  # noqa:ARG002  # nothing is waited for
-        """Have it closed in its loop; at once where that does not run any more."""
+    def close(self, timeout: float = 0) -> None:  # noqa:ARG002  # it does not wait
+        """Close the pool in its loop, or immediately if the loop no longer runs."""
         if self.loop is None or not self.loop.is_running():
             self._pool.abandon()
         self._in_loop(self._pool.end)
 
     def get_stats(self) -> dict[str, int]:
-        """As DriversPool says."""
+        """See DriversPool."""
         return self._pool.get_stats()
 
     def forget_who_gave_up(self) -> None:
-        """As DriversPool says."""
+        """See DriversPool."""
         self._pool.forget_who_gave_up()
 
     def _in_loop(self, function: Callable[..., object], *args: Any) -> None:
@@ -141,7 +142,7 @@ class _Pool(ReconnectBackoff, AsyncConnectionPool[Any]):
         pause_s = RECONNECT_INTERVAL_S
         while True:
             if self._pool and time.monotonic() < deadline:
-                # As psycopg_pool does, without the lock: nobody else of this loop is at it before the next await.
+                # Like psycopg_pool, but without the lock: no other task of this loop runs before the next await.
                 connection = self._pool.popleft()
                 self._nconns_min = min(self._nconns_min, len(self._pool))
                 connection._pool = self
@@ -153,7 +154,7 @@ class _Pool(ReconnectBackoff, AsyncConnectionPool[Any]):
                 except BaseException as error:
                     await whole(self._putconn(connection, from_getconn=True))
                     if not isinstance(error, Exception):
-                        # The first versions of psycopg_pool 3.3 would look for another connection all the same.
+                        # The first versions of psycopg_pool 3.3 would look for another connection here.
                         raise
                     await asyncio.sleep(pause_s)
                     pause_s = min(2 * pause_s, RECONNECT_INTERVAL_MAX_S)
@@ -164,12 +165,12 @@ class _Pool(ReconnectBackoff, AsyncConnectionPool[Any]):
             connection.bgpool_discard()
             self.replace(connection)
             if self._dialer.retired:
-                # It was not served.
+                # The request was not served.
                 self._stats[self._REQUESTS_ERRORS] += 1
                 raise psycopg_pool.PoolClosed(f"the pool {self.name!r} is retired")
 
     async def _getconn_unchecked(self, timeout: float) -> Any:
-        # As AsyncConnectionPool's, with another place in the queue.
+        # Like AsyncConnectionPool's, with another kind of place in the queue.
         async with self._lock:
             connection = await self._get_ready_connection(timeout)
             if connection is None:
@@ -184,7 +185,7 @@ class _Pool(ReconnectBackoff, AsyncConnectionPool[Any]):
             except BaseException:
                 self._stats[self._REQUESTS_ERRORS] += 1
                 if place.conn is not None:
-                    # Cancelled when it had just come.
+                    # The task was cancelled just after it got the connection.
                     self.run_task(ReturnConnection(self, place.conn, from_getconn=True))
                 else:
                     with contextlib.suppress(ValueError):
@@ -195,14 +196,14 @@ class _Pool(ReconnectBackoff, AsyncConnectionPool[Any]):
         connection._pool = self
         return connection
 
-    #: Takes a usable connection back.
+    #: The function that takes back a usable connection.
     keep = AsyncConnectionPool.putconn
 
     async def putconn(self, conn: Any) -> None:
-        """Return *conn* as AsyncPool.putconn does; for who calls ``conn._pool.putconn(conn)``.
+        """Return *conn* as AsyncPool.putconn does; for callers of ``conn._pool.putconn(conn)``.
 
         Raises:
-            ValueError: *conn* was not checked out from a pool of this process, or was given back before.
+            ValueError: *conn* was not checked out from a pool of this process, or was returned before.
         """
         if not hasattr(conn, "bgpool_generation"):
             raise ValueError(f"{conn!r} was not checked out from the pool {self.name!r}")
@@ -211,13 +212,13 @@ class _Pool(ReconnectBackoff, AsyncConnectionPool[Any]):
     async def _putconn(self, conn: Any, from_getconn: bool) -> None:
         is_idle = conn.pgconn.transaction_status == TransactionStatus.IDLE
         if is_idle and not (self._reset or self._waiting or self._closed) and time.monotonic() < conn._expire_at:
-            # As psycopg_pool does, without the lock.
+            # Like psycopg_pool, but without the lock.
             conn._pool = None
             self._pool.append(conn)
             return
         returning = super()._putconn(conn, from_getconn)
         if is_idle and not self._lock.locked():
-            # It gives way nowhere, so that nobody can cancel it: a place in the queue is given something at once.
+            # It never suspends, so it cannot be cancelled: a place in the queue gets its connection immediately.
             await returning
         else:
             await whole(returning)
@@ -226,7 +227,7 @@ class _Pool(ReconnectBackoff, AsyncConnectionPool[Any]):
         if not self._closed:
             super()._maybe_grow_pool()
             return
-        # Closed while a caller was about to join the queue, which would wait for its whole timeout.
+        # The pool was closed while a caller was about to join the queue. It would wait for its whole timeout.
         while self._waiting:
             finish(self._waiting.popleft().fail(self._closed_error()))
 
@@ -252,18 +253,18 @@ class _Pool(ReconnectBackoff, AsyncConnectionPool[Any]):
     # -- life ----------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """As AsyncConnectionPool.open, which waits for nothing either."""
+        """Like AsyncConnectionPool.open, which does not wait either."""
         self._open()
 
-    # Work for its workers is a task of its own, as many at a time as there would be workers, and what its scheduler
-    # would begin is begun by the loop's timers. Workers take a CancelledError for a failure of what they are at and go
-    # on, the scheduler may miss one, and a loop that ends its tasks waits for all of them.
+    # Each piece of work is a task of its own, with as many at a time as there would be workers. The loop's timers
+    # replace the scheduler. psycopg_pool's workers would treat a CancelledError as a failure of their current work and
+    # continue, its scheduler may miss one, and a loop that ends its tasks waits for all of them.
 
     def _start_workers(self) -> None:
-        """None, and no scheduler."""
+        """Start no workers, and no scheduler."""
 
     def run_task(self, task: MaintenanceTask) -> None:
-        """Do *task* soon; not where one of ours asks for it that was cancelled, which is the last there is then."""
+        """Do *task* soon; but not for a cancelled task of bgpool, after which no further work may follow."""
         current = asyncio.current_task()
         if current is not None and is_ours(current) and cancels(current):
             return
@@ -274,7 +275,7 @@ class _Pool(ReconnectBackoff, AsyncConnectionPool[Any]):
             work.add_done_callback(functools.partial(self._forget, task.conn))
 
     async def schedule_task(self, task: MaintenanceTask, delay: float) -> None:
-        """Do *task* after *delay* seconds; an attempt to connect does not rest as long while somebody waits."""
+        """Do *task* after *delay* seconds; an attempt to connect pauses for less time while a caller waits."""
         self._later(task, time.monotonic() + delay)
 
     def _later(self, task: MaintenanceTask, at: float) -> None:
@@ -303,12 +304,12 @@ class _Pool(ReconnectBackoff, AsyncConnectionPool[Any]):
             self._turns.release()
 
     def _forget(self, connection: Any, work: asyncio.Task[None]) -> None:
-        """Close *connection*, which was to be returned by *work*, where that was ended before."""
+        """Close *connection* if *work*, which was to return it, ended before that."""
         if self._closed or work.cancelled():
             connection.bgpool_discard()
 
     def end(self) -> None:
-        """Close idle connections, send waiting callers on, stop all work, whatever it is at. In the loop."""
+        """Close idle connections, send waiting callers away, stop all work. Must be called in the loop."""
         for place in self.abandon():
             finish(place.fail(self._closed_error()))
         for timer in self._timers.values():
@@ -318,7 +319,7 @@ class _Pool(ReconnectBackoff, AsyncConnectionPool[Any]):
             task.cancel()
 
     def abandon(self) -> list[Any]:
-        """The part of it that needs no loop; returns the places of those who wait."""
+        """Do the part of end() that needs no loop; return the places of waiting callers."""
         self._closed = True
         waiting, idle = list(self._waiting), list(self._pool)
         self._waiting.clear()
@@ -334,8 +335,8 @@ class _Pool(ReconnectBackoff, AsyncConnectionPool[Any]):
 class _Place(WaitingClient[Any]):
     """A caller's place in the queue for a connection, which it leaves as soon as it gives up.
 
-    psycopg_pool's keeps a task, and stays in the queue; and in Python before 3.12 a cancellation that comes together
-    with the connection is lost, so that the caller goes on.
+    psycopg_pool's place keeps a task, and stays in the queue. Before Python 3.12, a cancellation that arrives together
+    with the connection is lost there, so that the caller continues.
     """
 
     __slots__ = ("_come", "_timeout")
@@ -345,12 +346,12 @@ class _Place(WaitingClient[Any]):
         self._timeout: Final = timeout
         self._come: Final[asyncio.Future[None]] = asyncio.get_running_loop().create_future()
 
-    async def wait(self, timeout: float = math.inf) -> Any:  # noqa:ARG002  # has run since it was made
-        """The connection, once there is one.
+    async def wait(self, timeout: float = math.inf) -> Any:  # noqa:ARG002  # it has run since the creation
+        """Return the connection, once there is one.
 
         Raises:
             PoolTimeout: There was none in time.
-            Exception: What fail() was told.
+            Exception: The argument of fail().
         """
         timer = self._come.get_loop().call_later(self._timeout, self._give_up)
         try:
@@ -362,12 +363,12 @@ class _Place(WaitingClient[Any]):
             try:
                 raise error
             finally:
-                # Or it would be kept by its own traceback.
+                # Otherwise its own traceback would keep it alive.
                 del error
         return self.conn
 
     async def set(self, conn: Any) -> bool:
-        """Hand over *conn*; whether it is taken. Does not give way."""
+        """Hand over *conn*; return whether it was accepted. Never suspends."""
         if self._come.done():
             return False
         self.conn = conn
@@ -375,7 +376,7 @@ class _Place(WaitingClient[Any]):
         return True
 
     async def fail(self, error: Exception) -> bool:
-        """The same of an error."""
+        """Do the same with an error."""
         if self._come.done():
             return False
         self.error = error
@@ -388,16 +389,16 @@ class _Place(WaitingClient[Any]):
 
 
 class _Connector:
-    """What AsyncConnectionPool uses of a connection class."""
+    """The part of a connection class that AsyncConnectionPool uses."""
 
     def __init__(self, dialer: Dialer) -> None:
         self.connect: Final = getattr(dialer, "aconnect", None)
 
 
 def _awaited(hook: Callable[[Any], object]) -> Callable[[Any], Any]:
-    """*hook*, a function or a coroutine function, whose SystemExit or the like does not end the task that calls it."""
+    """Return *hook* as a coroutine function whose SystemExit or the like does not end the calling task."""
 
-    # psycopg_pool names the hook where it complains of one.
+    # psycopg_pool uses the hook's name when it reports a problem with one.
     @functools.wraps(hook)
     async def call(subject: Any) -> None:
         try:

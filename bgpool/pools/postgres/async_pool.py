@@ -1,4 +1,4 @@
-"""AsyncPool: the PostgreSQL pool for asyncio. What it decides is a Pool's; here is what is a task's."""
+"""AsyncPool: the PostgreSQL pool for asyncio. It shares its decisions with Pool; this module has the tasks' code."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ Connection = psycopg.AsyncConnection[Any]
 
 
 class AsyncPool(LoopSource[Connection], AnyPool[Connection]):
-    """A pool of psycopg's AsyncConnections that goes through Blue/Green switchovers. Made by get_async_pool.
+    """A pool of psycopg's AsyncConnections that survives Blue/Green switchovers. Created by get_async_pool.
 
-    Nothing happens before the first checkout: it may be made at module level, where no event loop runs yet. Each loop
-    that uses it has connections of its own, up to max_size.
+    It does nothing before the first checkout, so it may be created at module level, before an event loop runs. Each
+    loop that uses it has connections of its own, up to max_size.
 
     Attributes:
-        timeout: Longest wait for a connection unless the caller says otherwise, in seconds.
+        timeout: The default of the longest wait for a connection, in seconds.
     """
 
     KIND = "async pool"
@@ -46,7 +46,7 @@ class AsyncPool(LoopSource[Connection], AnyPool[Connection]):
         try:
             await self.open()
         except BaseException:
-            # Cancelled: nobody closes it.
+            # It was cancelled, and no other code would close the pool.
             self.stop()
             raise
         return self
@@ -57,16 +57,16 @@ class AsyncPool(LoopSource[Connection], AnyPool[Connection]):
     # -- checkout and return -------------------------------------------------------------------------------------
 
     def connection(self, timeout: float | None = None) -> AsyncCheckout:
-        """A connection for an ``async with`` block, which commits at its end, or rolls back, and returns it.
+        """Return a connection for an ``async with`` block, which commits at its end, or rolls back, and returns it.
 
-        Arguments and errors as for Pool.connection.
+        Arguments and errors are the same as in Pool.connection.
         """
         return AsyncCheckout(self, timeout)
 
     async def getconn(self, timeout: float | None = None) -> Connection:
-        """A connection, to be given back with putconn. Arguments and errors as for connection()."""
+        """Return a connection, to be returned with putconn. Arguments and errors are the same as in connection()."""
         word, admitted, take = self._here().quick
-        # As Pool.getconn.
+        # See Pool.getconn.
         if word == admitted:
             deadline = None if timeout is None else options.deadline_of(timeout)
             try:
@@ -81,14 +81,14 @@ class AsyncPool(LoopSource[Connection], AnyPool[Connection]):
         return await self.agetconn(timeout)
 
     async def putconn(self, conn: Connection) -> None:
-        """Give a connection back; closed instead of kept if a switchover has made it unfit.
+        """Return a connection to the pool; it is closed instead of kept if a switchover has made it unfit.
 
-        It is given back also where the task is cancelled meanwhile. Does nothing after ``await conn.close()``, which
-        gives it back itself.
+        It is returned even if the task is cancelled during this. Does nothing after ``await conn.close()``, which
+        returns it itself.
 
         Raises:
-            ValueError: *conn* was not checked out from an async pool of this process, was given back before, or is of
-                another event loop that is not closed.
+            ValueError: *conn* was not checked out from an async pool of this process, was returned before, or belongs
+                to another event loop that is not closed.
         """
         returned: Any = conn
         try:
@@ -97,10 +97,10 @@ class AsyncPool(LoopSource[Connection], AnyPool[Connection]):
         except AttributeError:
             raise ValueError(f"{conn!r} was not checked out from {self!r}") from None
         if loop is not asyncio.get_running_loop() and not (loop.is_closed() or generation.inherited):
-            # psycopg_pool would wake nobody who waits for it there.
+            # psycopg_pool would not wake any task that waits for it there.
             raise ValueError(f"{conn!r} is of another event loop: give it back there")
         if returned.bgpool_lent and generation.live[0] and not returned.bgpool_unfit:
-            # Before it is kept: from then on it may be the next user's.
+            # Before it is kept, because it may be the next user's from then on.
             returned.bgpool_lent = False
             await generation.keep(conn)
         else:
@@ -131,13 +131,13 @@ class AsyncPool(LoopSource[Connection], AnyPool[Connection]):
         idempotent: bool = False,
         receipt_id: str | None = None,
     ) -> R | AlreadyApplied:
-        """Await ``fn(conn, *args)`` in a transaction and commit it; again, when a switchover cut it before that.
+        """Await ``fn(conn, *args)`` in a transaction and commit it; repeat that if a switchover cuts it before COMMIT.
 
-        Arguments and errors as for Pool.run, but *fn* is a coroutine function. A unit whose task is cancelled is not
-        run again; cancelled during COMMIT, it may have been applied.
+        Arguments and errors are the same as in Pool.run, but *fn* is a coroutine function. A unit whose task is
+        cancelled is not repeated; if it was cancelled during COMMIT, it may have been applied.
 
         Raises:
-            TypeError: *fn* returned nothing that can be awaited.
+            TypeError: *fn* returned an object that cannot be awaited.
         """
         applied: R | AlreadyApplied = await self._arun(fn, args, timeout, idempotent=idempotent, receipt_id=receipt_id)
         return applied
@@ -145,7 +145,7 @@ class AsyncPool(LoopSource[Connection], AnyPool[Connection]):
     # -- life ----------------------------------------------------------------------------------------------------
 
     async def close(self, timeout: float = 5.0) -> None:
-        """As LoopSource.close; returns once what the pool does in this loop has ended, within *timeout* seconds."""
+        """Like LoopSource.close; return when the pool's tasks in this loop have ended, within *timeout* seconds."""
         running_loop()
         deadline = options.deadline_of(timeout)
         inner: list[Any] = [one.current.inner for one in self._generations_by_loop() if one.current is not None]

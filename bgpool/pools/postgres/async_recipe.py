@@ -1,4 +1,4 @@
-"""How connections of an AsyncPool are made: as those of a PostgresPool, awaited."""
+"""The recipe for connections of an AsyncPool: like those of a PostgresPool, awaited."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ __all__ = ["AsyncPostgresRecipe"]
 
 
 class AsyncPostgresRecipe(PostgresRecipe):
-    """Recipe of an AsyncPool."""
+    """The recipe of an AsyncPool."""
 
     def make_inner(self, connector: object) -> DriversPool:
-        """As Recipe says."""
+        """See Recipe."""
         options = {**with_session_reset(self.options, awaits=True), "name": self.name}
         return AsyncInnerPool(cast(Any, connector), options)
 
     async def aopen(self, place: Destination, kwargs: Mapping[str, Any]) -> AsyncAware:
-        """As Recipe says."""
+        """See Recipe."""
         connection_class = async_aware(self.options.get("connection_class", psycopg.AsyncConnection))
         connecting = connection_class.connect("", **self._params(place, kwargs))
         return await apart(connecting, connection_class.bgpool_discard)
 
     def for_trials(self) -> Recipe:
-        """As Recipe says: one whose connections block."""
+        """See Recipe; return a recipe whose connections block."""
         options = {name: value for name, value in self.options.items() if name != "connection_class"}
         trials = PostgresRecipe(self.dsn, self.settings, self.gate, self.endpoint, self.resolver, options)
         trials.waits = BLOCKING

@@ -24,17 +24,17 @@ RV = TypeVar("RV")
 
 
 class BlockingAware(SwitchoverAware, _Base):
-    """Mixed in before a subclass of psycopg's Connection, or that class itself."""
+    """The mixin in front of a subclass of psycopg's Connection, or of that class itself."""
 
-    # __exit__ of the connection class, which ours stands before.
+    # The __exit__ of the connection class, which this class overrides.
     _end_block: Callable[..., None]
 
     def wait(self, gen: Generator[Any, Any, RV], *args: Any, **kwargs: Any) -> RV:
-        """Exchange with the server, unless the connection must not be used for that any more."""
+        """Exchange data with the server, unless the connection must no longer be used for that."""
         try:
             generation = self.bgpool_generation
         except AttributeError:
-            # Still being set up by the connect that makes it; nobody else has it yet.
+            # The connection is still being opened, and has no user yet.
             return super().wait(gen, *args, **kwargs)
         if not generation.live[0]:
             finish(self._before_sending(gen, generation))
@@ -50,20 +50,21 @@ class BlockingAware(SwitchoverAware, _Base):
                     raise
                 raise explained from error
             finally:
-                # Or it would keep itself, with this frame, until the collector comes by.
+                # Otherwise it would refer to itself through this frame, and would live until the garbage collector
+                # runs.
                 del explained
 
     async def _exchange(self, gen: Generator[Any, Any, RV]) -> RV:
-        """As SwitchoverAware says."""
+        """See SwitchoverAware."""
         return super().wait(gen)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """As psycopg's, which does nothing to a connection that looks closed.
+        """Like psycopg's, which does nothing to a connection that looks closed.
 
         Raises:
-            InheritedConnection: What would be committed is the parent's.
+            InheritedConnection: The transaction to commit is the parent's.
         """
         self.bgpool_end_block(kind, error, trace)
         if self.bgpool_is_open and not getattr(self, "_pool", None):
@@ -75,7 +76,7 @@ class BlockingAware(SwitchoverAware, _Base):
         """Commit at the end of a pool's block, or roll back after *error*, as the connection's class does.
 
         Raises:
-            InheritedConnection: What would be committed is the parent's.
+            InheritedConnection: The transaction to commit is the parent's.
         """
         if error is None and not self.bgpool_generation.live[0] and self._is_inherited():
             self.commit()
@@ -84,8 +85,8 @@ class BlockingAware(SwitchoverAware, _Base):
     def close(self) -> None:
         """Return the connection to its pool with *close_returns*, or else close it and free its slot.
 
-        It is closed to its user either way, and closing it again does nothing. In a fork's child the parent's
-        connection is left alone.
+        For its user it is closed in either case, and a repeated call does nothing. In a fork's child the parent's
+        connection is not touched.
         """
         if self._is_inherited():
             keep_forever(self)
@@ -95,36 +96,36 @@ class BlockingAware(SwitchoverAware, _Base):
             self.bgpool_discard()
 
     def bgpool_discard(self) -> None:
-        """As Aware says."""
-        # Or psycopg would return it to the pool.
+        """See Aware."""
+        # Otherwise psycopg would return it to the pool.
         self._pool = None
         try:
             super().close()
         finally:
-            # psycopg leaves one that looks closed as it is.
+            # psycopg does not close a connection that looks closed.
             if self.bgpool_is_open:
                 self._closed = True
                 self.pgconn.finish()
 
     def cancel_safe(self, *, timeout: float = 30.0) -> None:
-        """As psycopg's.
+        """Like psycopg's.
 
         Raises:
-            InheritedConnection: What would be cancelled is the parent's.
+            InheritedConnection: The statement to cancel is the parent's.
         """
         if self._is_inherited():
             self.bgpool_generation.wait_usable()
         super().cancel_safe(timeout=timeout)
 
     def _try_cancel(self, *, timeout: float = 5.0) -> None:
-        # What psycopg does when a result, or a COPY, is left in the middle.
+        # psycopg calls this when a result or a COPY is not read to its end.
         if not self._is_inherited():
             super()._try_cancel(timeout=timeout)
 
     def rollback(self) -> None:
-        """As psycopg's; after a refused write the server is asked whether it takes any."""
+        """Like psycopg's; after a refused write the server is queried whether it takes any."""
         if self._has_nothing_to_roll_back():
-            # As psycopg finds, too, once it has taken a lock and made a generator: SQLAlchemy asks at every return.
+            # psycopg finds this, too, but only with a lock and a generator; and SQLAlchemy calls it at every return.
             return
         super().rollback()
         if self._unsettled:
@@ -134,7 +135,7 @@ class BlockingAware(SwitchoverAware, _Base):
 
 @cache
 def aware(connection_class: type[psycopg.Connection[Any]]) -> type[BlockingAware]:
-    """*connection_class* with BlockingAware mixed in; it may be written with its type of rows."""
+    """Return *connection_class* with BlockingAware mixed in; the class may have its row type as a parameter."""
     connection_class = get_origin(connection_class) or connection_class
     bases = (BlockingAware, connection_class)
     names = {"__module__": connection_class.__module__, "_end_block": connection_class.__exit__}

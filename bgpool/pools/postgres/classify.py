@@ -1,8 +1,8 @@
-"""What psycopg may have committed when its connection was lost.
+"""The data that psycopg may have committed when its connection was lost.
 
-psycopg exchanges everything with its server through generators, so the generator that failed says what was under way.
-Each one has its line in `JUDGED`; a test compares these with the installed psycopg. A generator that has none counts as
-one that may have committed: a transaction that is wrongly said not to have committed is run twice.
+psycopg exchanges all data with its server through generators, so the generator that failed shows what was in progress.
+Each one has an entry in `JUDGED`; a test compares these with the installed psycopg. A generator without an entry counts
+as one that may have committed: if a transaction were wrongly reported as not committed, it would run twice.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Gen: TypeAlias = Any
 
 
 class Kind(Enum):
-    """What a generator sends."""
+    """The commands that a generator sends."""
 
     NOTHING = "nothing that commits, in autocommit neither"
     BEGIN = "BEGIN or SAVEPOINT"
@@ -81,17 +81,17 @@ JUDGED: Final[Mapping[str, Kind]] = {
     "ServerCursorMixin._close_gen": Kind.NOTHING,
     "ServerCursorMixin._fetch_gen": Kind.NOTHING,
     "ServerCursorMixin._scroll_gen": Kind.NOTHING,
-    # One statement by the extended protocol, and it begins with DECLARE.
+    # One statement by the extended protocol, which begins with DECLARE.
     "ServerCursorMixin._declare_gen": Kind.ONE_STATEMENT,
-    # Data of a COPY that is the first statement of its text, or psycopg would have refused it: what may come behind it
-    # runs after copy_end.
+    # The data of a COPY that is the first statement of its text; otherwise psycopg would have refused it. Statements
+    # after it run after copy_end.
     "copy_to": Kind.ONE_STATEMENT,
     "copy_end": Kind.STATEMENT,
     "notifies": Kind.NOTHING,
 }
 
 _EXECUTES: Final = "BaseCursor._execute_gen"
-#: What bgpool itself passes to it.
+#: The generators that bgpool itself passes to it.
 _OWN: Final[Mapping[str, Kind]] = {"SwitchoverAware.bgpool_begin_gen": Kind.BEGIN}
 _KINDS: Final[Mapping[str, Kind]] = {**JUDGED, **_OWN}
 
@@ -100,7 +100,7 @@ SETTLED: Final = frozenset({TransactionStatus.IDLE, TransactionStatus.INTRANS, T
 
 
 class Piped(Enum):
-    """What the commands that a pipeline has queued, and that are not all answered, may have committed."""
+    """The possible commits of a pipeline's queued commands that are not all answered."""
 
     OPEN = "nothing: all of them run in a transaction that is open, or begun by psycopg"
     ENDED = "nothing, but no transaction is open: the next statement commits by itself"
@@ -111,14 +111,14 @@ class Piped(Enum):
 
 
 def doubt_of(gen: Gen, error: BaseException, *, in_transaction: bool, prepared: bool, piped: Piped | None) -> str:
-    """Why something may have been committed by a connection that was lost in *gen*; NO_DOUBT if nothing can have.
+    """Return the reason for which a connection lost in *gen* may have committed data; NO_DOUBT if it cannot have.
 
     Args:
-        gen: The generator that was under way.
-        error: What it, or an interrupt, raised.
+        gen: The generator that was in progress.
+        error: The error that it, or an interrupt, raised.
         in_transaction: A transaction was open, or psycopg begins one before a statement.
         prepared: A two-phase transaction was prepared, or was being prepared.
-        piped: In a pipeline, what its commands may have done; else None.
+        piped: In a pipeline, the possible effect of its commands; else None.
     """
     if prepared:
         return PREPARED
@@ -144,7 +144,7 @@ def doubt_of(gen: Gen, error: BaseException, *, in_transaction: bool, prepared: 
 
 
 def _doubt_of_end(error: BaseException) -> str:
-    """The doubt about tpc_commit or tpc_rollback, which go on as commit and rollback where nothing was prepared."""
+    """Return the doubt about tpc_commit or tpc_rollback, which act as commit and rollback if nothing was prepared."""
     names = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
     if "_rollback_gen" in names:
         return NO_DOUBT
@@ -152,8 +152,8 @@ def _doubt_of_end(error: BaseException) -> str:
 
 
 def ends(gen: Gen) -> bool:
-    """Whether *gen* may send the end of the transaction; a statement whose text cannot be found may."""
-    # Asked of every statement in a unit of work: the common one, which was not begun with, without a further call.
+    """Return whether *gen* may send the end of the transaction; a statement whose text cannot be found may."""
+    # This runs for every statement in a unit of work, so the common case, a new generator, makes no further call.
     if gen.__qualname__ == _EXECUTES and (frame := gen.gi_frame) is not None:
         query = frame.f_locals["query"]
         if query.__class__ is str:
@@ -168,7 +168,7 @@ def ends(gen: Gen) -> bool:
 
 
 def clears_up(gen: Gen) -> bool:
-    """Whether *gen* only ends what was begun, and commits nothing: a transaction or a block in one, a pipeline."""
+    """Return whether *gen* only ends a transaction, a block in one, or a pipeline, and commits nothing."""
     kind = _kind(gen)
     if kind is Kind.END_OF_BLOCK:
         frame = gen.gi_frame
@@ -177,7 +177,7 @@ def clears_up(gen: Gen) -> bool:
 
 
 def begins_nothing(gen: Gen) -> bool:
-    """Whether *gen* ends what was begun, or sends what was queued: it needs no new transaction."""
+    """Return whether *gen* ends what was begun, or sends what was queued, so that it needs no new transaction."""
     return _kind(gen) in (Kind.PIPELINE, Kind.END_OF_BLOCK)
 
 
@@ -186,7 +186,7 @@ def _kind(gen: Gen) -> Kind | None:
 
 
 def _end_of_block(frame: FrameType | None) -> Kind:
-    """How a transaction block ends by *frame* of its generator; None may be a COMMIT."""
+    """Return how a transaction block ends, by *frame* of its generator; None may be a COMMIT."""
     block = frame.f_locals.get("self") if frame is not None else None
     if frame is None or block is None:
         return Kind.COMMIT
@@ -199,10 +199,10 @@ def _end_of_block(frame: FrameType | None) -> Kind:
 
 
 def synced_by(gen: Gen, connection: BaseConnection[Any], *, before: bool) -> bool:
-    """Whether the last command of the connection's pipeline is a sync once *gen* has queued its own.
+    """Return whether the last command of the connection's pipeline is a sync after *gen* has queued its own.
 
-    What libpq says of the transaction is from the last sync: commands behind it may have been answered, and ended or
-    begun one.
+    libpq's status of the transaction is from the last sync: later commands may have been answered, and may have ended
+    or begun a transaction.
     """
     kind, name = _kind(gen), str(getattr(gen, "__name__", ""))
     if kind in (Kind.COMMIT, Kind.ROLLBACK):
@@ -213,13 +213,13 @@ def synced_by(gen: Gen, connection: BaseConnection[Any], *, before: bool) -> boo
 
 
 def piped_by(gen: Gen, before: Piped, connection: BaseConnection[Any], *, synced: bool) -> Piped:
-    """What the commands of the connection's pipeline may do once *gen* has queued its own.
+    """Return the possible effect of the commands of the connection's pipeline after *gen* has queued its own.
 
     Args:
-        gen: What is about to run.
+        gen: The generator that is about to run.
         before: The same without it.
-        connection: In a pipeline.
-        synced: Nothing was queued since the last sync.
+        connection: The connection, in a pipeline.
+        synced: No command was queued since the last sync.
     """
     pipeline, status = connection._pipeline, connection.pgconn.transaction_status
     if before is Piped.DOUBT and status not in SETTLED:
@@ -251,7 +251,7 @@ def piped_by(gen: Gen, before: Piped, connection: BaseConnection[Any], *, synced
 
 
 def _frame(gen: Gen, error: BaseException | None) -> FrameType | None:
-    """The frame of *gen*; from the traceback of *error* if *gen* ended in that."""
+    """Return the frame of *gen*; from the traceback of *error* if *gen* ended with that."""
     frame: FrameType | None = gen.gi_frame
     if frame is not None or error is None:
         return frame
@@ -260,7 +260,7 @@ def _frame(gen: Gen, error: BaseException | None) -> FrameType | None:
 
 
 def _text(gen: Gen, error: BaseException | None) -> str | None:
-    """The statement, or several, that *gen* sends or goes on with; None if it cannot be found."""
+    """Return the statement, or several, that *gen* sends or continues; None if it cannot be found."""
     frame = _frame(gen, error)
     if frame is None:
         return None
@@ -280,7 +280,7 @@ def _text_of_cursor(cursor: object) -> str | None:
 
 
 def _callers() -> Iterator[object]:
-    """The cursors of what waits in this thread."""
+    """Return the cursors of the callers that wait in this thread."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         yield getattr(frame.f_locals.get("self"), "cursor", None)
@@ -288,12 +288,12 @@ def _callers() -> Iterator[object]:
 
 
 def _as_text(query: object) -> str | None:
-    """*query* as psycopg takes and keeps it; None for what has no text yet, like a template string."""
+    """Return *query* as psycopg accepts and stores it; None if it has no text yet, like a template string."""
     query = getattr(query, "query", query)
     if isinstance(query, sql.Composable):
         try:
             query = query.as_string(None)
-        except Exception:  # a value for which there is an adapter on the connection alone
+        except Exception:  # a value whose adapter is registered only on the connection
             return None
     if isinstance(query, bytes):
         return query.decode(errors="replace")

@@ -1,4 +1,4 @@
-"""The PostgreSQL connector: what of a connector is psycopg's."""
+"""The PostgreSQL connector: the parts that are specific to psycopg."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["PostgresConnector"]
 
 
 class PostgresConnector(Connector[psycopg.Connection[Any]]):
-    """Opens psycopg connections that go through Blue/Green switchovers. Made by get_connector."""
+    """psycopg connections that survive Blue/Green switchovers, opened for an owner. Created by get_connector."""
 
     OPTIONS = options.POSTGRES_CONNECTOR
     _recipe_class = PostgresRecipe

@@ -18,16 +18,16 @@ _HANDLERS: Final = ("_notice_handlers", "_notify_handlers")
 
 
 def hand_over(connection: C) -> C | None:
-    """The session of *connection* under a new object of its class; *connection* is closed after that.
+    """Return the session of *connection* under a new object of its class; *connection* is closed after that.
 
     The new object has all attributes of the old one. A subclass's ``__init__`` does not run again: it may use the
     session, or count its calls.
 
     Returns:
-        The new object; None if something still holds the connection's lock, such as a ``notifies()`` that was not
-        read to its end: it would keep the next user waiting.
+        The new object; None if the connection's lock is still held, for example by a ``notifies()`` that was not read
+            to its end: it would make the next user wait.
     """
-    # Its lock is of threads or of tasks; and of tasks only one runs at a time.
+    # The lock is for threads or for tasks; and of tasks only one runs at a time.
     lock: Any = cast(Any, connection).lock
     is_async = isinstance(connection, psycopg.AsyncConnection)
     if lock.locked() if is_async else not lock.acquire(blocking=False):
@@ -52,20 +52,20 @@ def hand_over(connection: C) -> C | None:
 
 
 def _rebound(handler: Any, old: object, new: object) -> Any:
-    """*handler*, as a method of *new* where it is one of *old*."""
+    """Return *handler*, bound to *new* if it is a method of *old*."""
     return MethodType(handler.__func__, new) if isinstance(handler, MethodType) and handler.__self__ is old else handler
 
 
 @cache
 def _slots(connection_class: type) -> tuple[MemberDescriptorType, ...]:
-    """What a subclass keeps in ``__slots__``."""
+    """Return the attributes that a subclass keeps in ``__slots__``."""
     found = (value for base in connection_class.__mro__ for value in vars(base).values())
     return tuple(value for value in found if isinstance(value, MemberDescriptorType))
 
 
 @cache
 def _closed_pgconn() -> abc.PGconn:
-    """A connection of libpq's that was never open: an empty name of a parameter is refused before anything is done."""
+    """Return a libpq connection that was never open: libpq refuses a parameter with an empty name at once."""
     pgconn = PGconn.connect_start(b"=")
     pgconn.finish()
     return pgconn

@@ -1,7 +1,7 @@
-"""The pool under a PostgreSQL pool: psycopg_pool's, with no way back into it that passes by bgpool.
+"""The pool under a PostgreSQL pool: psycopg_pool's, with no way back into it that bypasses bgpool.
 
-It says why it has nothing, and tries again while somebody waits. psycopg_pool alone pauses for 1, 2, 4 ... seconds
-after a failed attempt to connect, and tells nobody but its log why that failed.
+It reports the reason for a lack of connections, and retries while a caller waits. psycopg_pool alone pauses for 1, 2, 4
+... seconds after a failed attempt to connect, and reports the reason only in its log.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ __all__ = ["InnerPool", "ReconnectBackoff", "note_connected", "watch_log"]
 
 
 class ReconnectBackoff:
-    """Mixed in before a pool of psycopg_pool's: when a failed attempt to connect is repeated, and what is said of it.
+    """The mixin in front of a pool of psycopg_pool's: the time at which a failed attempt is repeated, and its reason.
 
     Attributes:
-        failure: Why the last attempt to open a connection failed; empty once one was opened.
+        failure: The reason for which the last attempt to open a connection failed; empty once one was opened.
     """
 
     failure: str = ""
     _early_at: float = 0.0
 
     def may_try_early(self) -> bool:
-        """Whether an attempt to connect has rested enough: it may succeed, or somebody waits.
+        """Return whether an attempt to connect has paused enough: it may succeed, or a caller waits.
 
-        While all fail, one attempt in RECONNECT_INTERVAL_MAX_S is enough for all who wait.
+        While all attempts fail, one in RECONNECT_INTERVAL_MAX_S is enough for all waiting callers.
         """
         if not self.failure:
             return True
@@ -50,7 +50,7 @@ class ReconnectBackoff:
         return True
 
     def forget_who_gave_up(self) -> None:
-        """Take callers whose time was up out of the queue: psycopg_pool counts them until a connection comes by."""
+        """Remove callers that have timed out from the queue: psycopg_pool counts them until a connection arrives."""
         pool: Any = self
         waiting = [client for client in pool._waiting if client.error is None]
         pool._waiting.clear()
@@ -58,15 +58,15 @@ class ReconnectBackoff:
 
 
 class InnerPool(ReconnectBackoff, ConnectionPool[Any]):
-    """psycopg_pool's pool. Its connections are closed by bgpool's rules, also where psycopg_pool is called directly.
+    """psycopg_pool's pool. Its connections are closed by bgpool's rules, even if psycopg_pool is called directly.
 
-    After a release the first connection is opened by the caller who needs it: a thread of psycopg_pool's would have to
-    be started, and the caller to be woken by it, while all the processes of the host want the same cores.
+    After a release the first connection is opened by the caller that needs it. Otherwise a thread of psycopg_pool's
+    would have to be started, and would have to wake the caller, while all processes of the host need the same cores.
     """
 
     opened_by_callers = True
 
-    #: Takes a usable connection back. The function itself: a method that calls it would cost every return.
+    #: The function that takes back a usable connection. A method that calls it would make every return slower.
     keep = ConnectionPool.putconn
 
     def __init__(
@@ -78,12 +78,12 @@ class InnerPool(ReconnectBackoff, ConnectionPool[Any]):
         reconnect_failed: Callable[[Any], object] | None = None,
         **options: Any,
     ) -> None:
-        """A pool of *name*; the other arguments are ConnectionPool's."""
+        """Create a pool of *name*; the other arguments are ConnectionPool's."""
         reset, reconnect_failed = reset and _as_exception(reset), reconnect_failed and _as_exception(reconnect_failed)
         super().__init__(conninfo, name=name, reset=reset, reconnect_failed=reconnect_failed, **options)
         watch_log(name)
-        # Connections that nobody has begun to open, callers who open one, and whether there are no threads yet. All
-        # under psycopg_pool's lock.
+        # The connections whose opening has not begun, the number of callers that open one, and whether threads are not
+        # started yet. psycopg_pool's lock protects all three.
         self._unbegun: Final[deque[AddConnection]] = deque()
         self._openers = 0
         self._is_lazy = False
@@ -92,16 +92,16 @@ class InnerPool(ReconnectBackoff, ConnectionPool[Any]):
         """Return *conn* as Pool.putconn does. Django's backend calls ``conn._pool.putconn(conn)``.
 
         Raises:
-            ValueError: *conn* was not checked out from a pool of this process, or was given back before.
+            ValueError: *conn* was not checked out from a pool of this process, or was returned before.
         """
         if not hasattr(conn, "bgpool_generation"):
             raise ValueError(f"{conn!r} was not checked out from the pool {self.name!r}")
         conn.bgpool_generation.take_back(conn)
 
     def open_lazily(self) -> None:
-        """Open, but begin nothing: that is up to the callers, who come at once and call fetch(), or to begin().
+        """Open without starting to connect: that is left to callers, which call fetch() immediately, or to begin().
 
-        Idempotent: callers who are let go at the same moment all do it.
+        Idempotent, because all callers that are released at the same time call it.
         """
         with self._lock:
             if self._closed:
@@ -109,16 +109,16 @@ class InnerPool(ReconnectBackoff, ConnectionPool[Any]):
                 self._open()
 
     def begin(self) -> None:
-        """Have psycopg_pool's threads open what is missing, as far as nobody has begun; idempotent."""
+        """Make psycopg_pool's threads open the missing connections, as far as that has not begun; idempotent."""
         with self._lock:
             self._begin()
 
     def fetch(self, timeout: float, openers: int) -> Any:
-        """As getconn; but a caller opens a connection where nobody has begun to. The others follow the first one.
+        """Like getconn; but a caller opens a connection if no thread has begun to. The others follow the first one.
 
         Args:
-            timeout: Longest wait in seconds, the attempt to connect included.
-            openers: How many callers may be connecting at a time.
+            timeout: The longest wait in seconds, the attempt to connect included.
+            openers: The maximum of callers that may be connecting at a time.
         """
         until = time.monotonic() + timeout
         task = None
@@ -131,30 +131,30 @@ class InnerPool(ReconnectBackoff, ConnectionPool[Any]):
         return self.getconn(until - time.monotonic())
 
     def _open_here(self, task: AddConnection, timeout: float) -> None:
-        """Try once what *task* would go on trying; where it fails a thread takes it up."""
+        """Try the work of *task* once; if that fails, a thread continues it."""
         opened = False
         try:
             self._add_to_pool(self._connect(timeout))
             opened = True
         except Exception as error:
-            # Not the error: its frames hold this pool.
+            # Not the error: its frames refer to this pool.
             self.failure = first_line(error)
         finally:
-            with self._lock, contextlib.suppress(RuntimeError):  # no thread could be started: whoever comes next tries
+            with self._lock, contextlib.suppress(RuntimeError):  # no thread could be started: the next caller tries
                 self._openers -= 1
                 if not opened:
                     self._unbegun.append(task)
                 self._begin()
 
     def _begin(self) -> None:
-        """As begin, under the lock."""
+        """Like begin. The lock must be held."""
         if self._unbegun:
             self._start_lazy()
         while self._unbegun:
             super().run_task(self._unbegun.popleft())
 
     def _start_lazy(self) -> None:
-        """Under the lock: start the threads, if they are not there yet."""
+        """Start the threads if they are not running yet. The lock must be held."""
         if not self._is_lazy or self._closed:
             return
         self._is_lazy = False
@@ -173,7 +173,7 @@ class InnerPool(ReconnectBackoff, ConnectionPool[Any]):
             super()._start_initial_tasks()
 
     def run_task(self, task: MaintenanceTask) -> None:
-        """As ConnectionPool's; not to be called under the lock while there are no threads."""
+        """Like ConnectionPool's; must not be called with the lock held while there are no threads."""
         if self._is_lazy:
             with self._lock:
                 self._start_lazy()
@@ -184,37 +184,37 @@ class InnerPool(ReconnectBackoff, ConnectionPool[Any]):
             self._start_threads()
 
     def _start_threads(self) -> None:
-        """As ConnectionPool's _start_workers, whose threads would take signals."""
+        """Like ConnectionPool's _start_workers, but with threads that block signals."""
         schedule, work = self._sched.run, self.worker
         self._sched.run, self.worker = refusing(schedule), refusing(work)  # type: ignore[method-assign]  # for a moment
         try:
             super()._start_workers()
         finally:
-            # What stayed would hold the scheduler, and be held by it.
+            # Otherwise the attributes and the scheduler would refer to each other.
             del self._sched.run, self.worker
 
     def replace(self, conn: Any) -> None:
-        """Free the slot of *conn*, which is closed: open another connection in its place."""
+        """Free the slot of *conn*, which is closed, and open another connection in its place."""
         conn._pool = None
         if not self.closed:
             self.run_task(AddConnection(self))
 
     def forget_who_gave_up(self) -> None:
-        """As Patience says."""
+        """See ReconnectBackoff."""
         with self._lock:
             super().forget_who_gave_up()
 
     def schedule_task(self, task: MaintenanceTask, delay: float) -> None:
-        """As ConnectionPool's; but an attempt to connect does not rest for *delay* seconds while somebody waits."""
+        """Like ConnectionPool's; but an attempt to connect does not pause for *delay* seconds while a caller waits."""
         if isinstance(task, AddConnection):
             task, delay = _Pause(self, task, time.monotonic() + delay), min(delay, RECONNECT_INTERVAL_MAX_S)
         super().schedule_task(task, delay)
 
     def _maybe_grow_pool(self) -> None:
-        """Called under the lock for a caller that has joined the queue.
+        """Handle a caller that has joined the queue; called with the lock held.
 
-        psycopg_pool looks whether it is closed before it takes the lock, and a caller that joins the queue after
-        close() would wait for its whole timeout.
+        psycopg_pool checks if it is closed before it takes the lock. A caller that joins the queue after close() would
+        wait for its whole timeout.
         """
         if not self._closed:
             if not self._openers:
@@ -227,7 +227,7 @@ class InnerPool(ReconnectBackoff, ConnectionPool[Any]):
             self._waiting.popleft().fail(PoolClosed(f"the pool {self.name!r} is closed"))
 
     def _connect(self, timeout: float | None = None) -> Any:
-        """As ConnectionPool's, in a thread of its own; with *timeout* in a caller's, and once."""
+        """Like ConnectionPool's, in a thread of its own; with *timeout* in a caller's thread, and only once."""
         try:
             if timeout is None:
                 connection = super()._connect()
@@ -235,11 +235,11 @@ class InnerPool(ReconnectBackoff, ConnectionPool[Any]):
                 with cast(Any, self.connection_class).within(timeout):
                     connection = super()._connect()
         except BaseException as error:
-            # Not the error: its frames hold this pool, which would live until the collector comes by.
+            # Not the error: its frames refer to this pool, which would live until the garbage collector runs.
             self.failure = first_line(error)
             if isinstance(error, Exception) or timeout is not None:
                 raise
-            # It would end the thread of psycopg_pool that it is raised in, and take the connection's place with it.
+            # It would end the thread of psycopg_pool that raises it, and the connection's slot would be lost.
             raise psycopg.OperationalError(f"connecting was ended by {self.failure}") from error
         self.failure = ""
         note_connected(self.name)
@@ -247,7 +247,7 @@ class InnerPool(ReconnectBackoff, ConnectionPool[Any]):
 
 
 class _Pause(MaintenanceTask):
-    """The pause after a failed attempt: looks again and again whether it is over."""
+    """The pause after a failed attempt, which checks repeatedly whether it is over."""
 
     def __init__(self, pool: InnerPool, task: AddConnection, until: float) -> None:
         super().__init__(pool)
@@ -255,7 +255,7 @@ class _Pause(MaintenanceTask):
         self._until: Final = until
 
     def tick(self) -> None:
-        """Called by the pool's scheduler."""
+        """Check the pause; called by the pool's scheduler."""
         pool = self.pool()
         if not isinstance(pool, InnerPool) or pool.closed:
             return
@@ -269,7 +269,7 @@ class _Pause(MaintenanceTask):
 
 
 def _as_exception(hook: Callable[[Any], object]) -> Callable[[Any], None]:
-    """*hook*, whose SystemExit or the like does not end the thread of psycopg_pool that calls it."""
+    """Return *hook* with an error instead of SystemExit or the like, which would end psycopg_pool's thread."""
 
     def call(subject: Any) -> None:
         try:
@@ -284,25 +284,25 @@ def _as_exception(hook: Callable[[Any], object]) -> Callable[[Any], None]:
 
 # -- psycopg_pool's log ------------------------------------------------------------------------------------------
 
-#: What psycopg_pool has logged last of a failed attempt, and when, by the names of our pools.
+#: The last log text of psycopg_pool about a failed attempt, and its time, by the pools' names.
 _said: Final[dict[str, tuple[str, float]]] = {}
 
 
 def watch_log(name: str) -> None:
-    """Have psycopg_pool's log not repeat itself about the pool of *name*."""
+    """Suppress repetitions in psycopg_pool's log about the pool of *name*."""
     _said.setdefault(name, ("", 0.0))
 
 
 def note_connected(name: str) -> None:
-    """The pool of *name* has connected: its next failure is news."""
+    """Record that the pool of *name* has connected, so that its next failure is logged."""
     _said[name] = ("", 0.0)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether psycopg_pool's *record* says what was not said of the pool within LOG_REPEAT_S.
+    """Return whether psycopg_pool's *record* was not logged for the pool within LOG_REPEAT_S.
 
-    That a task was cancelled is no news: somebody wanted it, or its pool or loop has ended. Nor is a thread that has
-    not ended in the moment at which a pool was closed, which waits for none.
+    The cancellation of a task is not logged: it was requested, or the pool or loop has ended. A thread that has not
+    ended when a pool is closed without waiting is not logged either.
     """
     args = record.args
     if str(record.msg).startswith("couldn't stop thread") and isinstance(args, tuple) and not args[-1]:

@@ -1,10 +1,10 @@
-"""What became of a COMMIT that was cut: asked of the server where it can tell, never guessed.
+"""The outcome of a COMMIT that was cut: queried from the server if it can answer, never guessed.
 
-A physical replica has blue's transaction ids, so once it is promoted ``txid_status`` tells what became of each. But
-only of those that reached it: an id that blue had given out and that never got there is given out again, to somebody
-else, and then the same question has an answer that is about another transaction. A trace therefore carries, beside
-the id, a place in blue's log behind the transaction's last write. What was replayed that far knows the transaction;
-what was not cannot hold its commit, which lies further on.
+A physical replica has blue's transaction ids, so once it is promoted ``txid_status`` reports the outcome of each. But
+that is valid only for transactions that reached it. An id that blue had assigned and that never arrived there is
+assigned again, to another transaction, and then the same query returns an answer about that one. So a trace contains,
+in addition to the id, a position in blue's log after the transaction's last write. A server that has replayed the log
+up to that position knows the transaction. A server that has not cannot contain its commit, which lies further on.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ AnyConnection: TypeAlias = psycopg.Connection[Any] | psycopg.AsyncConnection[Any
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """What a transaction is known by once its connection is gone; taken in it, before its COMMIT.
+    """The identification of a transaction after its connection is gone; taken within it, before its COMMIT.
 
     Attributes:
         xid: Its id; None if it has written nothing.
-        lsn: A place in the server's log behind everything that it has written.
-        taken_at: When, on the server's clock, in seconds since 1970.
+        lsn: A position in the server's log after everything that it has written.
+        taken_at: The time of the trace, on the server's clock, in seconds since 1970.
         address: The server's IP address.
         lineage: The identifier of the database cluster, the same on a primary and its physical replicas.
     """
@@ -57,23 +57,23 @@ class Trace:
     lineage: str
 
 
-#: Of a transaction that has written nothing.
+#: The trace of a transaction that has written nothing.
 NOTHING_WRITTEN: Final = Trace(None, "0/0", 0.0, "", "")
 LINEAGE: Final = "SELECT system_identifier::text FROM pg_catalog.pg_control_system()"
-# On a replica, which has neither an id nor a place of its own, both are null. The names that begin with txid are those
-# that PostgreSQL 12 has, too.
+# On a replica, which has neither an id nor a position of its own, both are null. PostgreSQL 12 also has the names that
+# begin with txid.
 _TRACE: Final = """
     SELECT CASE WHEN NOT pg_is_in_recovery() THEN txid_current_if_assigned()::text END,
            CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_insert_lsn()::text END,
            extract(epoch FROM clock_timestamp())::float8
 """
-#: What a trace is made of: id, place in the log, time; and the lineage, where it is asked for.
+#: Returns the parts of a trace: id, position in the log, time; and the lineage, if it is requested.
 TRACE: Final = f"{_TRACE}, NULL::text"
 TRACE_LINEAGE: Final = f"{_TRACE}, ({LINEAGE})"
 # In a savepoint, so that the transaction survives a refusal, and all in one round trip.
 _SAVED: Final = "SAVEPOINT bgpool_unit; {}; RELEASE SAVEPOINT bgpool_unit"
 _BACK: Final = "ROLLBACK TO SAVEPOINT bgpool_unit"
-# A server that was restarted since has replayed other things than the trace's server wrote.
+# If a server was restarted since, its replay position does not refer to the writes of the trace's server.
 _SAME_LIFE: Final = """
     SELECT pg_is_in_recovery(),
            extract(epoch FROM pg_postmaster_start_time())::float8 < {}::float8,
@@ -81,18 +81,18 @@ _SAME_LIFE: Final = """
 """
 _STATUS: Final = "SELECT txid_status({}::text::bigint)"
 
-#: The class of SQLSTATEs for a value that cannot be.
+#: The class of SQLSTATEs for a value out of range.
 _OF_DATA: Final = "22"
 
-#: Asks a server: a query with {} in the place of each parameter, and the parameters; returns the first row.
+#: Queries a server: takes a query with {} in place of each parameter, and the parameters; returns the first row.
 Ask: TypeAlias = Callable[..., Awaitable[tuple[Any, ...]]]
 
 
 async def lineage_of(connection: AnyConnection) -> str:
-    """The identifier of the database cluster. Ends a transaction at hand.
+    """Return the identifier of the database cluster. Ends the current transaction.
 
     Raises:
-        psycopg.Error: The server refuses to say, or the connection was cut.
+        psycopg.Error: The server refuses to report it, or the connection was cut.
     """
     try:
         return str((await row_of(connection, LINEAGE))[0])
@@ -102,7 +102,7 @@ async def lineage_of(connection: AnyConnection) -> str:
 
 
 async def saved(connection: AnyConnection, query: str) -> tuple[Any, ...]:
-    """The first row that *query* gives, in a savepoint of the transaction at hand on *connection*; one round trip.
+    """Return the first row of *query*, in a savepoint of the current transaction on *connection*; one round trip.
 
     Raises:
         psycopg.Error: It failed, and the transaction is as it was before; or the connection was cut.
@@ -116,16 +116,16 @@ async def saved(connection: AnyConnection, query: str) -> tuple[Any, ...]:
 
 
 async def outcome_of(trace: Trace, connection: AnyConnection, *, promoted: bool) -> Outcome:
-    """What the server of *connection* knows of the transaction of *trace*.
+    """Return the outcome of the transaction of *trace* by the server of *connection*.
 
     Args:
-        trace: Of a transaction whose COMMIT was sent and not answered.
-        connection: To the server that is the primary now.
+        trace: The trace of a transaction whose COMMIT was sent and not answered.
+        connection: A connection to the server that is the primary now.
         promoted: The server was a physical replica when the trace was taken.
 
     Raises:
-        psycopg.OperationalError: The connection was cut, or the server is not at its best; ask again.
-        psycopg.Error: The server refuses to say.
+        psycopg.OperationalError: The connection was cut, or the server has a temporary problem; query again.
+        psycopg.Error: The server refuses to report it.
     """
 
     async def ask(query: str, *params: object) -> tuple[Any, ...]:
@@ -137,9 +137,9 @@ async def outcome_of(trace: Trace, connection: AnyConnection, *, promoted: bool)
 
 
 async def outcome_by(trace: Trace, address: str, ask: Ask, *, promoted: bool) -> Outcome:
-    """As outcome_of, of the server at *address*, by whatever driver *ask* asks it."""
+    """Like outcome_of, for the server at *address*, with any driver in *ask*."""
     same_server = address == trace.address
-    # First what needs no question: a server that was no replica may refuse the one of how far it has replayed.
+    # First the checks without a query: a server that was no replica may refuse the query of its replay position.
     if trace.xid is None or not trace.lineage or not (same_server or promoted):
         return Outcome.UNKNOWN
     if (await ask(LINEAGE))[0] != trace.lineage:
@@ -149,7 +149,7 @@ async def outcome_by(trace: Trace, address: str, ask: Ask, *, promoted: bool) ->
         if in_recovery or not same_life or replayed is None:
             return Outcome.UNKNOWN
         if not replayed:
-            # The commit is further on in a log of which this server has seen less.
+            # The commit is further on in a log of which this server has replayed less.
             return Outcome.NOT_COMMITTED
     try:
         (status,) = await ask(_STATUS, trace.xid)
@@ -163,14 +163,14 @@ async def outcome_by(trace: Trace, address: str, ask: Ask, *, promoted: bool) ->
 
 
 def _cursor(connection: AnyConnection) -> Any:
-    """Not the connection's own kind of cursor, which may want other placeholders."""
+    """Return a plain cursor: the connection's own kind of cursor may use other placeholders."""
     if isinstance(connection, psycopg.AsyncConnection):
         return psycopg.AsyncCursor(connection, row_factory=tuple_row)
     return psycopg.Cursor(connection, row_factory=tuple_row)
 
 
 async def row_of(connection: AnyConnection, query: Any, params: tuple[object, ...] = ()) -> tuple[Any, ...]:
-    """The first row that *query* gives, or an empty one; not prepared: several statements at a time cannot be."""
+    """Return the first row of *query*, or an empty one; not prepared, because several statements at once cannot be."""
     cursor = _cursor(connection)
     await settled(cursor.execute(query, params or None, prepare=False))
     while cursor.description is None and cursor.nextset():
@@ -179,5 +179,5 @@ async def row_of(connection: AnyConnection, query: Any, params: tuple[object, ..
     cursor._close()
     if row is None:
         return ()
-    # From a database in SQL_ASCII text comes as bytes.
+    # A database in SQL_ASCII returns text as bytes.
     return tuple(value.decode("ascii") if isinstance(value, bytes) else value for value in row)

@@ -1,4 +1,4 @@
-"""The PostgreSQL pool: what of a pool is psycopg's."""
+"""The PostgreSQL pool: the parts that are specific to psycopg."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["PostgresPool"]
 
 
 class PostgresPool(Pool[psycopg.Connection[Any]]):
-    """A pool of psycopg connections that goes through Blue/Green switchovers. Made by get_pool."""
+    """A pool of psycopg connections that survives Blue/Green switchovers. Created by get_pool."""
 
     OPTIONS = options.POSTGRES
     _recipe_class = PostgresRecipe
     _unit_class = PostgresUnit
 
     def end_block(self, conn: psycopg.Connection[Any], error: BaseException | None) -> None:
-        """As Pool says."""
+        """See Pool."""
         aware: Any = conn
         aware.bgpool_end_block(type(error) if error is not None else None, error, None)

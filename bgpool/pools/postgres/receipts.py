@@ -1,4 +1,4 @@
-"""The receipts table on PostgreSQL: what it is to look like, and what units of work say to it.
+"""The receipts table on PostgreSQL: its required form, and the statements of units of work.
 
 Ids are part of the statements' text, because several statements that are sent at once take no parameters. They have
 passed check_receipt_id.
@@ -28,8 +28,8 @@ CREATE INDEX ON {{table}} (created_at);
 GRANT SELECT, INSERT, DELETE ON {{table}} TO {{user}};
 """
 
-#: One row, whatever there is; no error if there is nothing. The index is one that ON CONFLICT (id) can use.
-#: Last the table's schema.
+#: Returns one row in any case, and no error if there is no table. The index is one that ON CONFLICT (id) can use. The
+#: last column is the table's schema.
 LOOK: Final = """
     SELECT c.relkind::text, c.relpersistence::text,
            has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT'),
@@ -53,30 +53,30 @@ LOOK: Final = """
     FROM (SELECT to_regclass('{table}') AS oid) AS named LEFT JOIN pg_catalog.pg_class c ON c.oid = named.oid
     LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 """
-#: Whether a logical replica gets the table's rows: its subscription has to know the table.
+#: Returns whether a logical replica gets the table's rows: its subscription must contain the table.
 REACHES: Final = """
     SELECT EXISTS (
         SELECT FROM pg_catalog.pg_subscription_rel WHERE srrelid = to_regclass('{table}') AND srsubstate = 'r'
     )
 """
-#: The condition that the database is a logical replica. Its subscription need not know any table yet.
+#: The condition that the database is a logical replica. Its subscription need not contain any table yet.
 SUBSCRIBES: Final = """\
 EXISTS (
         SELECT FROM pg_catalog.pg_subscription s JOIN pg_catalog.pg_database d ON d.oid = s.subdbid
         WHERE d.datname = current_database()
     )"""
-#: Whether a logical replica has no such table: then the first row of it stops the replication for good.
+#: Returns whether a logical replica has no such table: then the first row of it stops the replication for good.
 LACKS: Final = f"""
     SELECT to_regclass('{{table}}') IS NULL AND {SUBSCRIBES}
 """
-#: A row if the receipt was inserted: not where the transaction has written nothing. One plain statement, because it is
-#: planned anew each time: with a WITH around it, it took twice as long.
+#: Returns a row if the receipt was inserted; none if the transaction has written nothing. It is one plain statement,
+#: because it is planned again each time: with a WITH around it, it took twice as long.
 LEAVE: Final = """
     INSERT INTO {table} (id, unit) SELECT '{id}', '{unit}' WHERE txid_current_if_assigned() IS NOT NULL
     ON CONFLICT (id) DO NOTHING RETURNING 1
 """
-#: How many rows were inserted: none where the id is there. Waits for a transaction that is about to commit it, and no
-#: longer than the time given; then the caller's own lock_timeout is in force again.
+#: Returns how many rows were inserted: none if the id exists. Waits for a transaction that is about to commit it, but
+#: no longer than the given time; then the caller's own lock_timeout is restored.
 CLAIM: Final = """
     WITH own AS MATERIALIZED (
         SELECT lock_timeout, set_config('lock_timeout', '{wait_ms}', true) AS ours
@@ -88,15 +88,15 @@ CLAIM: Final = """
     SELECT counted.rows, set_config('lock_timeout', own.lock_timeout, true)
     FROM (SELECT count(*) AS rows FROM written) AS counted, own
 """
-#: Which attempt wrote the row.
+#: Returns the attempt that wrote the row.
 WRITER: Final = "SELECT unit::text FROM {table} WHERE id = '{id}'"
 
-#: How old rows are deleted, before anything else in a transaction of its own: waits for nobody, in no one's way.
+#: Begins the deletion of old rows, in a transaction of its own. It waits for no other session, and blocks none.
 DELETING: Final = (
     "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '{lock_ms}ms'; "
     "SET LOCAL statement_timeout = '{statement_ms}ms'; SET LOCAL enable_seqscan = off; SELECT 1"
 )
-#: Whether old rows can be deleted, and whether nobody else is at it: then nobody will be until the transaction's end.
+#: Returns whether old rows can be deleted, and whether no other session does it: none will until the transaction's end.
 CAN_DELETE: Final = f"""
     SELECT current_setting('transaction_read_only') = 'on',
            has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'DELETE'),
@@ -110,7 +110,8 @@ CAN_DELETE: Final = f"""
            pg_try_advisory_xact_lock({0x62677263}, c.oid::int4)
     FROM (SELECT to_regclass('{{table}}') AS oid) AS named LEFT JOIN pg_catalog.pg_class c ON c.oid = named.oid
 """
-#: How many rows were deleted, of those that are older than the retention the oldest: found by the index on created_at.
+#: Returns how many rows were deleted: of those that are older than the retention the oldest, found by the index on
+#: created_at.
 DELETE: Final = """
     WITH gone AS (
         DELETE FROM {table} WHERE created_at < now() - interval '{retention_s} s' AND ctid = ANY (ARRAY(
@@ -126,12 +127,12 @@ _TEXT: Final = re.compile(r"text|character varying(?:\((\d+)\))?")
 
 @cache
 def quoted(table: str) -> str:
-    """*table*, as it is given, for statements."""
+    """Return *table*, as the user gives it, quoted for statements."""
     return ".".join(f'"{part}"' for part in table.split("."))
 
 
 def misfit(row: Sequence[Any]) -> str:
-    """What is wrong with the table, by the answer to LOOK; empty if nothing is."""
+    """Return the problem with the table, by the answer to LOOK; empty if there is none."""
     kind, persistence, granted, id_type, unit_type, has_key, is_diverted, _ = row
     if kind is None:
         return "does not exist"
@@ -149,7 +150,7 @@ def misfit(row: Sequence[Any]) -> str:
 
 
 def no_deletion(row: Sequence[Any]) -> str:
-    """Why old rows cannot be deleted, by the answer to CAN_DELETE of a table that fits; empty if they can."""
+    """Return why old rows cannot be deleted, by the answer to CAN_DELETE for a table that fits; empty if they can."""
     _, granted, has_index, _ = row
     if not granted:
         return "is not granted: SELECT, INSERT and DELETE are needed"

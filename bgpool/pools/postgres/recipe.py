@@ -1,4 +1,4 @@
-"""How psycopg connections are made: libpq goes to an address, and proves a name."""
+"""The recipe for psycopg connections: libpq connects to an address, and proves a name."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ __all__ = ["PostgresRecipe", "like"]
 
 
 class PostgresRecipe(Recipe):
-    """Recipe of a PostgreSQL pool."""
+    """The recipe of a PostgreSQL pool."""
 
     TRIAL: ClassVar[Mapping[str, Any]] = MappingProxyType({"target_session_attrs": "any"})
 
     def make_inner(self, connector: object) -> DriversPool:
-        """As Recipe says; psycopg_pool uses nothing of a connection class but connect()."""
+        """See Recipe; psycopg_pool uses only connect() of a connection class."""
         own = {"open": False, "connection_class": cast(Any, connector), "name": self.name}
         return InnerPool("", **{**with_session_reset(self.options), **own})
 
     def open(self, place: Destination, kwargs: Mapping[str, Any]) -> BlockingAware:
-        """As Recipe says."""
+        """See Recipe."""
         connection_class = aware(self.options.get("connection_class", psycopg.Connection))
         return connection_class.connect("", **self._params(place, kwargs))
 
     def shortest_s(self, decision: Decision) -> float:
-        """As Recipe says: each address is tried in turn, under each name, with a limit of its own."""
+        """See Recipe: each address is tried in turn, under each name, with a limit of its own."""
         return float(SHORTEST_CONNECT_S * self._tries(decision))
 
     def limited(self, kwargs: Mapping[str, Any], decision: Decision, limit_s: float) -> Mapping[str, Any]:
-        """As Recipe says."""
+        """See Recipe."""
         limit = int(limit_s / self._tries(decision))
         own = int(float({**self.dsn.params, **kwargs}.get("connect_timeout") or 0))
         return {**kwargs, "connect_timeout": min(own, limit) if own > 0 else limit}
@@ -51,14 +51,14 @@ class PostgresRecipe(Recipe):
         return max(1, len(decision.addresses) * names)
 
     def _params(self, place: Destination, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """What psycopg connects with."""
+        """Return psycopg's connection parameters."""
         where = {name: value for name, value in (("hostaddr", place.address), ("host", place.host)) if value}
         if place.password is not None:
             where["password"] = place.password
         return {**self.dsn.params, **kwargs, **where}
 
     def reaches(self, connection: Any, table: str) -> bool | None:
-        """As Recipe says: a logical replica gets the rows of those tables that its subscription knows."""
+        """See Recipe: a logical replica gets the rows of the tables in its subscription."""
         try:
             (lacks,) = finish(row_of(connection, LACKS.format(table=quoted(table))))
             (reaches,) = finish(row_of(connection, REACHES.format(table=quoted(table))))
@@ -67,21 +67,21 @@ class PostgresRecipe(Recipe):
         return None if lacks else bool(reaches)
 
     def is_silence(self, error: Exception) -> bool:
-        """As Recipe says."""
+        """See Recipe."""
         return isinstance(error, psycopg.errors.ConnectionTimeout)
 
     def failure(self, text: str) -> Exception:
-        """As Recipe says."""
+        """See Recipe."""
         return psycopg.OperationalError(text)
 
     @staticmethod
     def like(error: BaseException | None, kind: Callable[..., Exception], text: str) -> Exception:
-        """As Recipe says."""
+        """See Recipe."""
         return like(error, kind, text)
 
 
 def like(error: BaseException | None, kind: Callable[..., Exception], text: str) -> Exception:
-    """A *kind* of error with *text* and the SQLSTATE of *error*."""
+    """Return an error of *kind* with *text* and the SQLSTATE of *error*."""
     new = kind(text)
     if isinstance(error, psycopg.Error) and isinstance(new, psycopg.Error):
         new.sqlstate = error.sqlstate

@@ -1,7 +1,7 @@
-"""Whose refusal a write has met: 25006 is said by a server that takes no writes, and in the caller's own transaction.
+"""The origin of a refused write: a server that takes no writes sends 25006, and so does the caller's own transaction.
 
-In a transaction that has failed nothing can be asked. Until it is over, what the server reports by itself (from
-PostgreSQL 14 on) says what it seems to be. Then the server is asked.
+A failed transaction accepts no query. Until it is over, the settings that the server reports by itself (from PostgreSQL
+14 on) give a preliminary result. After that the server is queried.
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ from psycopg.pq.abc import PGresult
 
 __all__ = ["QUESTION", "REPORTED", "is_servers", "is_servers_by", "reports_read_only"]
 
-#: Needs no transaction, and begins none that outlasts it.
+#: It needs no transaction, and begins none that outlasts it.
 QUESTION: Final = (
     "SELECT pg_catalog.pg_is_in_recovery(), setting, source FROM pg_catalog.pg_settings "
     "WHERE name = 'default_transaction_read_only'"
 )
-#: Settings that PostgreSQL 14 and later report without being asked.
+#: Settings that PostgreSQL 14 and later report without a query.
 REPORTED: Final = ("in_hot_standby", "default_transaction_read_only")
 _STANDBY, _BY_DEFAULT = (name.encode() for name in REPORTED)
-#: Where a setting comes from that is one server's. Those of a role or database are in the catalog, which green has,
-#: too: another server would refuse the same, unless it is known that green alone has it.
+#: The sources of settings that belong to one server. Settings of a role or database are in the catalog, which green
+#: has, too: another server would refuse the same write, unless it is known that only green has the setting.
 _SERVERS_SOURCES: Final = frozenset({"configuration file", "command line", "environment variable"})
 _ROLES_SOURCES: Final = frozenset({"global", "database", "user", "database user"})
 
 
 def reports_read_only(connection: BaseConnection[Any]) -> bool | None:
-    """Whether more than a transaction was read-only, by what the server reports; None where it reports nothing."""
-    # Asked in each unit of work.
+    """Return whether more than a transaction was read-only, by the server's reports; None if it reports nothing."""
+    # This runs in each unit of work.
     report = connection.pgconn.parameter_status
     standby, by_default = report(_STANDBY), report(_BY_DEFAULT)
     return None if standby is None or by_default is None else standby == b"on" or by_default == b"on"
 
 
 def is_servers(answer: PGresult, *, reported: bool | None, role_is_servers: bool = False) -> bool:
-    """Whose a refusal was, by the server's *answer* to QUESTION; see is_servers_by."""
+    """Return the origin of a refusal, by the server's *answer* to QUESTION; see is_servers_by."""
     in_recovery, setting, source = ((answer.get_value(0, column) or b"").decode("ascii") for column in range(3))
     return is_servers_by(
         in_recovery=in_recovery == "t",
@@ -50,15 +50,15 @@ def is_servers(answer: PGresult, *, reported: bool | None, role_is_servers: bool
 def is_servers_by(
     *, in_recovery: bool, setting: str, source: str, reported: bool | None, role_is_servers: bool = False
 ) -> bool:
-    """Whose a refusal was.
+    """Return the origin of a refusal.
 
     Args:
         in_recovery, setting, source: The server's answer to QUESTION, after the transaction.
-        reported: What reports_read_only said when the write was refused.
-        role_is_servers: Whether settings of roles and databases are this server's alone.
+        reported: The result of reports_read_only when the write was refused.
+        role_is_servers: True if settings of roles and databases are this server's alone.
 
     Returns:
-        Whether the server took no writes from anybody. It may take some by now.
+        True if the server took no writes from any client. It may take some by now.
     """
     if in_recovery:
         return True

@@ -1,4 +1,4 @@
-"""What ``reset="session"`` does: nothing of a session's last user is left when its next one has it."""
+"""The work of ``reset="session"``: no state of a session's last user is left for the next one."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _MODES: Final = (
 )  # fmt: skip
 
 
-#: Those that are set with a method, which an AsyncConnection has as a coroutine.
+#: The modes that are set with a method, which is a coroutine function in an AsyncConnection.
 _SERVERS_MODES: Final = frozenset({"autocommit", "isolation_level", "read_only", "deferrable"})
 
 
 def with_session_reset(options: Mapping[str, Any], *, awaits: bool = False) -> dict[str, Any]:
-    """*options* of psycopg_pool's, whose ``reset="session"`` has become what psycopg_pool calls, or *awaits*."""
+    """Return psycopg_pool's *options* with ``reset="session"`` replaced; by coroutine functions if it *awaits*."""
     if options.get("reset") != RESET_SESSION:
         return dict(options)
     reset = _SessionReset(options.get("configure"))
@@ -39,33 +39,33 @@ class _SessionReset:
         self._configure: Final = configure
 
     def begin(self, connection: Any) -> None:
-        """As abegin, for psycopg_pool's ConnectionPool."""
+        """Like abegin, for psycopg_pool's ConnectionPool."""
         finish(self.abegin(connection))
 
     def wipe(self, connection: Any) -> None:
-        """As awipe, for psycopg_pool's ConnectionPool."""
+        """Like awipe, for psycopg_pool's ConnectionPool."""
         finish(self.awipe(connection))
 
     async def abegin(self, connection: Any) -> None:
-        """Note how *connection* was opened, and configure it."""
+        """Record the modes with which *connection* was opened, and configure it."""
         connection.bgpool_modes = {name: getattr(connection, name) for name in _MODES}
         if self._configure is not None:
             await settled(self._configure(connection))
 
     async def awipe(self, connection: Any) -> None:
-        """Bring *connection*, which is in no transaction, to what it was when it was opened, and configure it again.
+        """Restore *connection*, which is in no transaction, to its state when it was opened, and configure it again.
 
         Raises:
-            Exception: That failed; psycopg_pool closes the connection.
+            Exception: This failed; psycopg_pool closes the connection.
         """
         if connection.bgpool_generation.drained:
-            # It is to be replaced, and a statement on it would be held until the switchover is over.
+            # It must be replaced, and a statement on it would be held until the switchover is over.
             connection.bgpool_discard()
             return
         # DISCARD ALL is refused in a transaction.
         await settled(connection.set_autocommit(True))
         await settled(connection.execute("DISCARD ALL", prepare=False))
-        # psycopg may not notice it, and would go on to use prepared statements that are gone.
+        # psycopg may not notice it, and would continue to use prepared statements that are gone.
         connection._prepared = type(connection._prepared)()
         # Notifications that the last user has not read.
         connection._notifies_backlog = deque()

@@ -1,4 +1,4 @@
-"""Units of work on PostgreSQL: if a COMMIT was cut and no receipt decides, the new primary and old blue are asked."""
+"""Units of work on PostgreSQL: if COMMIT was cut and no receipt decides, the new primary and old blue are queried."""
 
 from __future__ import annotations
 
@@ -47,31 +47,31 @@ __all__ = ["CUT", "PostgresUnit", "until_told"]
 C = TypeVar("C", bound=AnyConnection)
 R = TypeVar("R")
 
-#: SQLSTATEs with which a server ends a connection, or says that it was ended.
+#: SQLSTATEs with which a server ends a connection, or reports that it was ended.
 CUT: Final = frozenset({"57P01", "57P02", "57P03", "08000", "08003", "08006"})
-#: SQLSTATEs of a statement that has waited for long enough, or was in another transaction's way: a lock, a time limit
-#: of the user's, a row that another transaction has just committed, a deadlock.
+#: SQLSTATEs of a statement that has waited too long, or conflicted with another transaction: a lock, a time limit of
+#: the user, a row that another transaction has just committed, a deadlock.
 _WAITS: Final = frozenset({"55P03", "57014", "40001", "40P01"})
 #: Classes of SQLSTATEs for a statement that does not fit the table: its columns, values, constraints, triggers, rights.
 _OF_TABLE: Final = ("0A", "22", "23", "38", "39", "3F", "42", "44", "P0")
-#: Classes of SQLSTATEs for what another try may not meet: no resources, a lock, an operator or a time limit.
+#: Classes of SQLSTATEs for problems that another try may not meet: no resources, a lock, an operator or a time limit.
 _MAY_PASS: Final = ("53", "55", "57")
 _IDLE: Final = TransactionStatus.IDLE
 _INTRANS: Final = TransactionStatus.INTRANS
-#: The longest lock_timeout, in ms.
+#: The largest lock_timeout, in ms.
 _LONGEST_MS: Final = 2**31 - 1
 
 
 class PostgresUnit(Unit[C, R]):
-    """One unit of work on a PostgreSQL pool, of threads or of tasks."""
+    """One unit of work on a PostgreSQL pool, for threads or tasks."""
 
     driver_error: ClassVar[type[Exception]] = psycopg.Error
     _trace: Trace | None = None
-    # Whether green was a physical replica when the trace was taken, or the receipt inserted.
+    # True if green was a physical replica when the trace was taken, or the receipt inserted.
     _promotes: bool = False
-    # The server whose receipts table has the unit's receipt.
+    # The address of the server whose receipts table contains the unit's receipt.
     _receipt_address: str = ""
-    # Whether the transaction was open when the function was called; else its first statement opens it.
+    # True if the transaction was open when the function was called; otherwise its first statement opens it.
     _was_open: bool = True
 
     def _reset(self) -> None:
@@ -80,27 +80,27 @@ class PostgresUnit(Unit[C, R]):
             self._trace = None
 
     def is_autocommit(self, connection: C) -> bool:
-        """As Unit says."""
+        """See Unit."""
         return connection.autocommit
 
     def note_begun(self, connection: C) -> None:
-        """As Unit says."""
+        """See Unit."""
         super().note_begun(connection)
         self._was_open = connection.pgconn.transaction_status != _IDLE
         cast(SwitchoverAware, connection).bgpool_began_read_only = bool(reports_read_only(connection))
 
     # -- one attempt ---------------------------------------------------------------------------------------------
 
-    # A block of psycopg's would do, and costs more than all the rest of a unit's. What comes to its end is the same to
-    # psycopg as one: no commit() in it, and inner blocks are savepoints.
+    # A block of psycopg's would work, but costs more than all the rest of a unit. Until the end, psycopg treats this
+    # like one: commit() is refused in it, and inner blocks are savepoints.
 
     def begin_block(self, connection: C) -> Any:
-        """As Unit says."""
+        """See Unit."""
         aware: Any = connection
         return aware.wait(aware.bgpool_begin_gen())
 
     def commit_block(self, connection: C) -> Any:
-        """As Unit says."""
+        """See Unit."""
         connection._num_transactions -= 1
         if connection._num_transactions:
             raise psycopg.transaction.OutOfOrderTransactionNesting(
@@ -110,7 +110,7 @@ class PostgresUnit(Unit[C, R]):
         return committing.commit()
 
     async def aabandon(self, connection: C, error: BaseException) -> None:
-        """As Unit says; as psycopg's block does it, which passes over what goes wrong in that."""
+        """See Unit; like psycopg's block, it ignores errors of the rollback."""
         if not self._is_finished and connection._num_transactions:
             block: Any = (psycopg.AsyncTransaction if self._waits.awaits else psycopg.Transaction)(
                 cast(Any, connection)
@@ -120,10 +120,10 @@ class PostgresUnit(Unit[C, R]):
             await settled(leave(type(error), error, error.__traceback__))
         await self.afail(connection, error)
 
-    # -- what an attempt says to the server ----------------------------------------------------------------------
+    # -- statements of an attempt -----------------------------------------------------------------------------------
 
     async def asaved(self, connection: C, query: str) -> tuple[Any, ...]:
-        """The first row that *query* gives, in a savepoint.
+        """Return the first row of *query*, in a savepoint.
 
         Raises:
             Exception: The driver's; the transaction is as it was before, unless the connection is lost.
@@ -131,7 +131,7 @@ class PostgresUnit(Unit[C, R]):
         return await saved(connection, query)
 
     async def asay(self, connection: C, query: str) -> None:
-        """Send *query*, which may be several statements, in the transaction at hand.
+        """Send *query*, which may be several statements, in the current transaction.
 
         Raises:
             Exception: The driver's.
@@ -139,7 +139,7 @@ class PostgresUnit(Unit[C, R]):
         await row_of(connection, query)
 
     async def adelete_old(self, connection: C) -> int:
-        """As Unit says; the lock that keeps others away ends with the transaction."""
+        """See Unit; the lock that excludes other processes ends with the transaction."""
         kept = self._receipts
         assert kept is not None
         block: Any = connection.transaction()
@@ -158,28 +158,28 @@ class PostgresUnit(Unit[C, R]):
             return int((await self.asaved(connection, query))[0])
 
     def address_of(self, connection: C) -> str:
-        """The IP address of the server of *connection*."""
+        """Return the IP address of the server of *connection*."""
         return connection.info.hostaddr
 
     def is_in_transaction(self, connection: C) -> bool:
-        """Whether a transaction is open that can go on."""
+        """Return whether a transaction is open that can continue."""
         return connection.pgconn.transaction_status == TransactionStatus.INTRANS
 
     def is_lost(self, connection: C) -> bool:
-        """As Unit says."""
+        """See Unit."""
         usable = (TransactionStatus.IDLE, TransactionStatus.INTRANS)
         return connection.pgconn.transaction_status not in usable
 
     def is_wait(self, error: Exception) -> bool:
-        """As Unit says."""
+        """See Unit."""
         return sqlstate_of(error) in _WAITS
 
     def is_tables(self, error: Exception) -> bool:
-        """As Unit says."""
+        """See Unit."""
         return sqlstate_of(error).startswith(_OF_TABLE)
 
     async def alook(self, connection: C) -> str:
-        """As Unit says."""
+        """See Unit."""
         row = await self.asaved(connection, receipts.LOOK.format(table=self._table))
         why = receipts.misfit(row)
         if not why and self._receipts is not None:
@@ -187,39 +187,39 @@ class PostgresUnit(Unit[C, R]):
         return why
 
     async def ainsert(self, connection: C) -> bool:
-        """As Unit says."""
+        """See Unit."""
         wait_ms = max(1, min(int(self.left_s() * 1000), _LONGEST_MS))
         claim = receipts.CLAIM.format(table=self._table, id=self._id, unit=self._writer(), wait_ms=wait_ms)
         return bool((await self.asaved(connection, claim))[0])
 
     async def awriter(self, connection: C) -> str:
-        """As Unit says."""
+        """See Unit."""
         row = await self.asaved(connection, receipts.WRITER.format(table=self._table, id=self._id))
         return str(row[0]) if row else ""
 
     def note_receipt(self, connection: C) -> None:
-        """As Unit says."""
+        """See Unit."""
         super().note_receipt(connection)
         self._receipt_address = self.address_of(connection)
         self._promotes = self._gate.green_was_replica()
 
     def reads_only(self, connection: C) -> bool:
-        """As Unit says; PostgreSQL reports it from 14 on."""
+        """See Unit; PostgreSQL reports it from 14 on."""
         if self._is_given:
             return connection.pgconn.parameter_status(b"in_hot_standby") == b"on"
         return bool(connection.read_only or reports_read_only(connection))
 
     def decides(self, connection: C) -> bool:
-        """As Unit says: a logical replica has the rows of those tables alone that it was told to replicate."""
+        """See Unit: a logical replica has only the rows of the tables that it must replicate."""
         return self._reaches() or self.address_of(connection) == self._receipt_address
 
     def _reaches(self) -> bool:
-        """Whether the receipt reaches the next primary; without a deployment that is a physical standby."""
+        """Return whether the receipt reaches the next primary; without a deployment that is a physical standby."""
         return not self._takes_part or self._promotes or (self._receipts is not None and self._receipts.reach_green)
 
     async def awrite_receipt(self, connection: C) -> None:
-        """As Unit says."""
-        # A trace tells of one transaction. Without a deployment there is no switchover, and nothing to look at.
+        """See Unit."""
+        # A trace identifies one transaction. Without a deployment there is no switchover, and no snapshot to check.
         traces = not self._ended and self.is_switching()
         leaves = self.leaves_receipt() and not self.reads_only(connection)
         if not (traces or leaves) or not self.is_in_transaction(connection):
@@ -230,7 +230,7 @@ class PostgresUnit(Unit[C, R]):
             await self._atrace(connection)
 
     async def _aleave(self, connection: C) -> None:
-        """Insert the receipt, if the transaction has written anything."""
+        """Insert the receipt, if the transaction has written data."""
         self.name_receipt()
         try:
             leave = receipts.LEAVE.format(table=self._table, id=self._id, unit=self._writer())
@@ -238,7 +238,7 @@ class PostgresUnit(Unit[C, R]):
             writer = await self.awriter(connection) if not rows and (self._is_given or self._cuts) else ""
         except self.driver_error as error:
             if self.is_wait(error) and (self._is_given or self._cuts):
-                # The row that it has met, in a snapshot that has it not, may be another run's.
+                # It met a row that its snapshot does not contain, which may be another run's.
                 raise
             self._go_on_without(connection, error)
             if self.is_tables(error):
@@ -252,7 +252,7 @@ class PostgresUnit(Unit[C, R]):
             self._trace = NOTHING_WRITTEN
 
     async def _atrace(self, connection: C) -> None:
-        """Note what the transaction is known by; the lineage of its server is asked for once in an epoch."""
+        """Take the transaction's trace; the lineage of its server is queried once in an epoch."""
         generation = cast(SwitchoverAware, connection).bgpool_generation
         if generation.lineage == "":
             return
@@ -261,8 +261,8 @@ class PostgresUnit(Unit[C, R]):
         except self.driver_error as error:
             self._go_on_without(connection, error)
             if not sqlstate_of(error).startswith(_MAY_PASS):
-                # Not there, or not for us: none of the epoch's units asks again, or each would leave an error in the
-                # server's log. A timeout, in contrast, may pass.
+                # It does not exist, or the role may not read it. No later unit of the epoch queries it again, because
+                # each would leave an error in the server's log. A timeout, in contrast, may be temporary.
                 generation.lineage = ""
             return
         generation.lineage = generation.lineage or lineage
@@ -270,14 +270,14 @@ class PostgresUnit(Unit[C, R]):
         self._promotes = self._gate.green_was_replica()
 
     def _go_on_without(self, connection: C, error: Exception) -> None:
-        """Raise *error* if the transaction cannot go on after it: traces and receipts are a help, and no condition."""
-        # A refused write is none of the unit's own: a transaction that is read-only has nothing to be known by.
+        """Raise *error* if the transaction cannot continue after it. Traces and receipts help, but are not required."""
+        # A refused write is not the unit's own: a read-only transaction has no id or log position.
         if self.is_lost(connection) or (isinstance(error, Error) and not self.was_refused(error)):
             raise error
         self._gate.tally.absorb(error)
 
     def forget(self) -> None:
-        """As Unit says."""
+        """See Unit."""
         self._trace = None
 
     @property
@@ -285,10 +285,10 @@ class PostgresUnit(Unit[C, R]):
         assert self._receipts is not None
         return receipts.quoted(self._receipts.table)
 
-    # -- what its errors say -------------------------------------------------------------------------------------
+    # -- the meaning of its errors ----------------------------------------------------------------------------------
 
     def was_cut(self, error: Exception) -> bool:
-        """As Unit says."""
+        """See Unit."""
         if not isinstance(error, psycopg.Error):
             return False
         if isinstance(error, CommitOutcomeUnknown) or error.sqlstate in CUT:
@@ -296,20 +296,20 @@ class PostgresUnit(Unit[C, R]):
         return error.sqlstate is None and error.__class__ is psycopg.OperationalError
 
     def was_refused(self, error: Exception) -> bool:
-        """As Unit says."""
+        """See Unit."""
         return isinstance(error, psycopg.Error) and error.sqlstate == psycopg.errors.ReadOnlySqlTransaction.sqlstate
 
     def like(self, error: Exception, kind: Callable[..., Exception], text: str) -> Exception:
-        """As Unit says."""
+        """See Unit."""
         return like(error, kind, text)
 
-    # -- what became of it ---------------------------------------------------------------------------------------
+    # -- the outcome of its COMMIT ----------------------------------------------------------------------------------
 
     async def afind_out(self) -> Outcome:
-        """As Unit says; the server that is the primary now tells, or old blue."""
+        """See Unit; the current primary reports the outcome, or old blue does."""
         trace = self._trace
         if trace is None or trace.xid is None:
-            # Nothing was written: what was not applied can be run again.
+            # Nothing was written, so a unit that was not applied can be repeated.
             return Outcome.UNKNOWN if trace is None else Outcome.NOT_COMMITTED
         pause_s = UNIT_PAUSE_S
         while self.left_s() > 0:
@@ -319,19 +319,19 @@ class PostgresUnit(Unit[C, R]):
                 self._gate.tally.absorb(error)
                 return Outcome.UNKNOWN
             except psycopg.OperationalError as error:
-                # Cut again, or not to be reached yet.
+                # The connection was cut again, or the server cannot be reached yet.
                 self._gate.tally.absorb(error)
                 outcome = Outcome.PENDING
             except psycopg.Error:
-                # Refused, and it would be every time.
+                # The server refuses it, and would do so every time.
                 return Outcome.UNKNOWN
             except Exception:
-                # What the application does for a connection has failed, for a token perhaps, and must not hide that
-                # the transaction may have been committed.
+                # The application's own code for a connection has failed, perhaps for a token. Its error must not hide
+                # that the transaction may have been committed.
                 outcome = Outcome.PENDING
             else:
                 if outcome is Outcome.UNKNOWN and self._takes_part and address != trace.address:
-                    # It was released: another server is the primary. Old blue did commit, or did not.
+                    # The release has happened, so another server is the primary. Old blue did commit, or did not.
                     return await self.aask_old_blue(trace)
             if outcome is not Outcome.PENDING:
                 return outcome
@@ -340,13 +340,13 @@ class PostgresUnit(Unit[C, R]):
         return Outcome.UNKNOWN
 
     async def _ask(self, trace: Trace) -> tuple[Outcome, str]:
-        """What the primary knows, and its IP address."""
+        """Return the outcome by the primary, and the primary's IP address."""
         connection = await settled(self._lender.getconn(self.left_s()))
         try:
             return await outcome_of(trace, connection, promoted=self._promotes), self.address_of(connection)
         finally:
             try:
-                # The pool would do it, and complain. What was answered stands, also where this is cut.
+                # The pool would do this, too, but with a warning. The answer is valid even if this is cut.
                 if not connection.autocommit:
                     with contextlib.suppress(psycopg.Error):
                         await settled(connection.rollback())
@@ -354,14 +354,14 @@ class PostgresUnit(Unit[C, R]):
                 await settled(self._lender.putconn(connection))
 
     async def aask_old_blue(self, trace: Trace) -> Outcome:
-        """What old blue knows, within the unit's time."""
+        """Return the outcome by old blue, within the unit's time."""
         outcome = await self._waits.call(lambda: ask_old_blue(self._recipe, trace, self.left_s))
         if outcome is not Outcome.UNKNOWN:
             self._gate.tally.count_receipts("old_blue_told")
         return outcome
 
     def check(self, connection: C) -> None:
-        """As Unit says."""
+        """See Unit."""
         aware: Any = connection
         status = connection.pgconn.transaction_status
         if status == _INTRANS and aware.bgpool_in_doubt is None:
@@ -378,7 +378,7 @@ class PostgresUnit(Unit[C, R]):
         # The function has sent nothing.
 
     def check_lost(self, connection: C) -> None:
-        """As Unit says."""
+        """See Unit."""
         aware: Any = connection
         if aware.bgpool_in_doubt:
             raise CommitOutcomeUnknown(self._gate.describe(aware.bgpool_in_doubt))
@@ -391,7 +391,7 @@ class PostgresUnit(Unit[C, R]):
 
 
 class _Awaited:
-    """A context manager that blocks, for ``async with``."""
+    """A blocking context manager, for ``async with``."""
 
     def __init__(self, block: AbstractContextManager[object]) -> None:
         self._block: Final = block
@@ -410,13 +410,13 @@ def _failed() -> Exception:
 
 
 def ask_old_blue(recipe: Recipe, trace: Trace, left_s: Callable[[], float]) -> Outcome:
-    """What old blue, at the address that *trace* has of it, knows of the transaction. Blocks.
+    """Return the outcome of the transaction of *trace* by old blue, at the trace's address. Blocks.
 
     Args:
-        recipe: How the endpoint's connections are made: old blue has the same accounts, under the names of `-old1`.
-        trace: What the transaction is known by.
-        left_s: Tells how long it may take, in seconds: for a COMMIT that old blue is still at. Where it does not let us
-            in, or does not answer, it is OLD_BLUE_S at most.
+        recipe: The recipe of the endpoint's connections: old blue has the same accounts, under the names of `-old1`.
+        trace: The trace of the transaction.
+        left_s: Returns the remaining time, in seconds: for a COMMIT that old blue has not completed yet. If old blue
+            refuses the login, or does not answer, the limit is OLD_BLUE_S.
     """
     names = names_when_old(recipe.endpoint.name)
     decision = Decision(Action.ROUTE, addresses=(trace.address,), names=names)
@@ -430,26 +430,26 @@ def ask_old_blue(recipe: Recipe, trace: Trace, left_s: Callable[[], float]) -> O
             connection.bgpool_discard()
 
     async def ask(seconds: float) -> Outcome:
-        # A server that was stopped takes connections and says nothing.
+        # A stopped server accepts connections and does not answer.
         return within(seconds, lambda: finish(ask_once()))
 
     return finish(until_told(ask, BLOCKING, left_s))
 
 
 async def until_told(ask: Callable[[float], Awaitable[Outcome]], waits: Waits, left_s: Callable[[], float]) -> Outcome:
-    """What *ask* tells of a COMMIT that old blue may still be at; for OLD_BLUE_S at most while nobody lets us in.
+    """Return the result of *ask* about a COMMIT that old blue may not have completed yet.
 
-    *ask* is given the seconds that it may take.
+    A refused login is retried for OLD_BLUE_S at most. *ask* gets the seconds that it may take.
     """
     deadline_ns, pause_s = waits.now_ns() + int(OLD_BLUE_S * 1e9), UNIT_PAUSE_S
     while (seconds := min(left_s(), (deadline_ns - waits.now_ns()) / 1e9)) > 0:
         try:
             outcome = await ask(seconds)
         except psycopg.OperationalError:
-            # Not let in yet.
+            # Old blue refuses the login at this time.
             pass
         except Exception:
-            # Refused, and it would be every time; or not answered.
+            # The server refuses it, and would do so every time; or it did not answer.
             return Outcome.UNKNOWN
         else:
             if outcome is not Outcome.PENDING or left_s() <= 0:
