@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 from pathlib import Path
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 from bgpool.cli.app import app
 from bgpool.core.engine import Engine
 from bgpool.lab import LabError, Pair, ProgramsError
-from bgpool.lab.binaries import PROGRAMS, find_programs
+from bgpool.lab.binaries import PROGRAMS, WHEEL, find_programs
 from bgpool.lab.program_paths import VARIABLES
 from bgpool.lab.server_factories import find_servers
 
@@ -47,8 +48,10 @@ def programs_that_say(directory: Path, text: str, *names: str) -> Path:
 
 
 def test_a_directory_with_a_bin_or_the_bin_itself_is_accepted(place: Path) -> None:
-    usual = find_servers(Engine.POSTGRESQL)
+    usual = find_servers(Engine.POSTGRESQL, place / "bin")
     assert usual.startswith("PostgreSQL ")
+    if importlib.util.find_spec(WHEEL) is not None:
+        assert find_servers(Engine.POSTGRESQL) == usual
     assert find_servers(Engine.POSTGRESQL, place) == find_servers(Engine.POSTGRESQL, str(place / "bin")) == usual
 
 
@@ -59,6 +62,10 @@ def test_the_variable_names_it_and_the_argument_comes_first(tmp_path: Path, monk
     assert find_servers(Engine.POSTGRESQL) == "PostgreSQL 17.2"
     assert find_servers(Engine.POSTGRESQL, given) == "PostgreSQL 19beta1"
     monkeypatch.setenv("BGPOOL_LAB_POSTGRESQL", "")
+    if importlib.util.find_spec(WHEEL) is None:
+        with pytest.raises(ProgramsError, match=r"bgpool\[demo\]"):
+            find_servers(Engine.POSTGRESQL)
+        return
     assert find_servers(Engine.POSTGRESQL) not in ("PostgreSQL 17.2", "PostgreSQL 19beta1")
 
 

@@ -34,7 +34,9 @@ HIDE: Final = {
 
 def without(places: Sequence[str], command: Sequence[str]) -> list[str]:
     """Return the command that runs *command* in a namespace without *places*. The user stays the same."""
-    script = "set -e\n" + "\n".join(HIDE[place] for place in HIDE if place in places)
+    # In its own /dev/shm the default run directory has no other process.
+    own = [] if "/dev/shm" in places else ["mount -t tmpfs -o mode=1777 none /dev/shm"]
+    script = "\n".join(["set -e", *own, *(HIDE[place] for place in HIDE if place in places)])
     if os.geteuid() == 0:
         return ["unshare", "--mount", "sh", "-c", f'{script}\nexec "$@"', "sh", *command]
     again = f"unshare --user --map-user={os.geteuid()} --map-group={os.getegid()}"
@@ -51,7 +53,7 @@ class _Events(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         event = str(getattr(record, "event", ""))
-        if record.levelno >= logging.WARNING or event == "run_dir_made":
+        if record.levelno >= logging.WARNING or event == "run_dir_created":
             self.seen.append((event, record.getMessage()))
 
 

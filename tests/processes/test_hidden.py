@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -19,6 +21,7 @@ from bgpool.descriptors import open_descriptors
 from bgpool.doctor import Case
 from bgpool.doctor.findings import Result
 from bgpool.doctor.host_checks import host_checks
+from bgpool.doctor.kernel_checks import kernel_checks
 from bgpool.pools.participant import Participant
 from bgpool.segment import paths
 from tests.docs.pages import ROOT
@@ -81,7 +84,7 @@ def test_a_switchover_succeeds(hide: Hide, places: list[str], temporary: Path) -
         assert found["doctor"]["kernel"][0] == "warning"
         assert found["doctor"]["kernel"][1].startswith("boot id: it cannot be read")
         assert found["host"]["file system"][:2] == ["not checked", "this system does not tell what is mounted where"]
-        assert logged.pop("degraded").startswith("[bg_id: 'one'] boot id: it cannot be read: ")
+        assert logged.pop("system_call_refused").startswith("[bg_id: 'one'] boot id: it cannot be read: ")
         assert found["monitor_processes"] == 2, "without /proc, no two monitors are known to be compatible"
     else:
         assert found["lacks"] == []
@@ -89,10 +92,12 @@ def test_a_switchover_succeeds(hide: Hide, places: list[str], temporary: Path) -
         assert found["monitor_processes"] == 1
     if "/dev/shm" in places:
         assert found["run_dir"] == str(temporary / f"bgpool-{os.geteuid()}")
-        assert logged.pop("run_dir_made") == f"made run directory {found['run_dir']}, private to user {os.geteuid()}"
+        assert (
+            logged.pop("run_dir_created") == f"created run directory {found['run_dir']}, private to user {os.geteuid()}"
+        )
     else:
         assert found["run_dir"] == f"/dev/shm/bgpool-{os.geteuid()}"
-        logged.pop("run_dir_made", None)
+        logged.pop("run_dir_created", None)
     assert not logged, "no other warning is due"
 
 
@@ -150,6 +155,29 @@ def test_a_pool_whose_run_directory_cannot_be_created_logs_once_that_it_is_a_pla
         f"[bg_id: '1'] run directory {tmp_path}/file/in/it cannot be used: Not a directory; "
         "the pool works as a plain pool"
     )
+
+
+def test_a_process_that_may_not_lock_files_logs_it_and_the_doctor_does_not_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Member:
+        pass
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setenv("BGPOOL_RUN_DIR", str(tmp_path))
+    monkeypatch.setattr("bgpool.pools.watcher.take", lambda _: None)
+    participant, member = Participant("1", tmp_path, lambda _: None), Member()
+    participant.join(member)  # type: ignore[arg-type]  # the participant only keeps it
+    participant.leave(member)  # type: ignore[arg-type]  # as above
+    (record,) = caplog.records
+    assert getattr(record, "event", "") == "worker_not_listed"
+    assert record.getMessage().endswith("cannot be locked: No locks available")
+    finding = next(one for one in kernel_checks.run(Case(DSN), "this host") if one.check == "locks")
+    assert finding.result is not Result.OK
+    assert "cannot be locked: No locks available" in finding.text
 
 
 def test_the_import_fails_where_the_system_is_not_posix() -> None:

@@ -37,6 +37,8 @@ def mount(tmp_path: Path) -> Path:
 def umask(request: pytest.FixtureRequest, mount: Path) -> Iterator[None]:
     # After the mount, in which nobody but root could make anything otherwise.
     del mount
+    if request.param == 0o777 and os.geteuid() != 0:
+        pytest.skip("a directory without any right cannot be opened by its owner")
     before = os.umask(request.param)
     yield
     os.umask(before)

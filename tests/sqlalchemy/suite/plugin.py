@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -26,7 +27,8 @@ _outcomes: dict[str, tuple[str, str]] = {}
 
 
 def _note(test: str, outcome: str, reason: str) -> None:
-    test = test.replace("[Gated", "[")  # of our pools' classes, which are parameters
+    # The classes of bgpool's pools are parameters.
+    test = re.sub(r"(?<=[\[-])Gated", "", test)
     if _WORST.index(outcome) >= _WORST.index(_outcomes.get(test, ("passed", ""))[0]):
         _outcomes[test] = outcome, reason
 
