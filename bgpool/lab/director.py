@@ -43,16 +43,17 @@ class Schedule:
     green_dns_gone_s: float = 7.0
     completed_s: float = 7.5
     certificates_renewed_s: float | None = None
-    """When green's certificates are for its new names; None for together with the names, as for *tokens_renamed_s*."""
+    """The time at which green's certificates are for its new names; None for together with the names, the same as for
+    *tokens_renamed_s*."""
 
     tokens_renamed_s: float | None = None
-    """When green accepts tokens for its new names, and no others."""
+    """The time at which green begins to accept tokens for its new names, and no others."""
 
     emptied_s: float | None = None
-    """When the metadata becomes an empty table; None leaves it at COMPLETED."""
+    """The time at which the metadata becomes an empty table; None leaves it at COMPLETED."""
 
     rolled_back_s: float = 1.5
-    """When a rollback from IN_PROGRESS happens; one from PREPARATION happens halfway to IN_PROGRESS."""
+    """The time of a rollback from IN_PROGRESS; one from PREPARATION happens halfway to IN_PROGRESS."""
 
     scale: float = 1.0
 

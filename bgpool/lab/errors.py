@@ -8,7 +8,7 @@ import psycopg
 import pymysql
 
 DRIVER_ERRORS: Final = (psycopg.Error, pymysql.MySQLError)
-"""What the engines' drivers raise."""
+"""The base errors of the engines' drivers."""
 
 
 class LabError(RuntimeError):

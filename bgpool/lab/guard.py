@@ -17,7 +17,7 @@ PREFIX = "bgpool-lab-"
 END_TIMEOUT_S = 10.0
 
 SOCKET_PATH_BYTES = 107
-"""What ``sockaddr_un.sun_path`` holds on Linux, less the closing zero."""
+"""The capacity of ``sockaddr_un.sun_path`` on Linux, without the final zero."""
 
 LONGEST_SOCKET = "/s-two/.s.PGSQL.65535"
 

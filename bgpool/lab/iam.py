@@ -24,7 +24,7 @@ __all__ = ["Radius", "TokenCheck", "Tokens"]
 log = logging.getLogger("bgpool.lab")
 
 TOKEN_LIFE_S: Final = 900
-"""As long as a token of IAM is good for."""
+"""The lifetime of a token of IAM."""
 
 ACCESS_REQUEST, ACCESS_ACCEPT, ACCESS_REJECT = 1, 2, 3
 USER_NAME, USER_PASSWORD, NAS_IDENTIFIER = 1, 2, 32

@@ -13,10 +13,10 @@ from bgpool.lab.pair import DATABASE, ROLE, Pair
 from bgpool.lab.server import Server
 
 Key = tuple[int, int, int]
-"""Worker, thread and that thread's own running number: what a client knows of its row."""
+"""The worker, the thread and that thread's own running number: a client's knowledge of its row."""
 
 INSERT_SQL = "INSERT INTO ledger (worker, thread, n) VALUES (%s, %s, %s)"
-"""What a client executes, with a `Key` as parameters; psycopg's and PyMySQL's placeholders alike."""
+"""The statement of a client, with a `Key` as parameters; valid for psycopg's and PyMySQL's placeholders."""
 
 MOST_EXAMPLES = 20
 
@@ -75,24 +75,24 @@ class Verdict:
     """Acknowledged keys that the surviving primary does not hold."""
 
     doubled: int
-    """Keys that it holds more than once: a statement was replayed."""
+    """Keys that it holds more than once: a statement was repeated."""
 
     split: int
-    """Rows of the other server that it does not hold: written on a primary that was no longer one."""
+    """Rows of the other server that it does not hold: written on a former primary."""
 
     landed: int
-    """Of the keys whose outcome the client could not know, those that were written. Either is right."""
+    """The written ones of the keys whose outcome the client could not know. Either outcome is right."""
 
     unexplained: int
-    """Keys that are there though no client reported them, as acknowledged or unknown.
+    """Keys of existing rows that no client reported, as acknowledged or unknown.
 
     A client that was killed leaves some."""
 
     half: int = 0
-    """Units of work of two rows (see `second_of`) of which one row is there: committed in part."""
+    """Units of work of two rows (see `second_of`) with only one row: committed in part."""
 
     abandoned: int = 0
-    """Acknowledged keys that the former primary alone holds, after a failover: replication lost them, and no client."""
+    """Acknowledged keys that only the former primary holds, after a failover: lost by replication, not by a client."""
 
     lost_examples: tuple[Key, ...] = ()
     doubled_examples: tuple[Key, ...] = ()

@@ -21,7 +21,7 @@ __all__ = [
 
 TOPOLOGY_FILE: Final = "bgpool_topology.json"
 REPLICAS_FILE: Final = "bgpool_replicas.json"
-"""As the servers' own functions call them."""
+"""The names in the servers' own functions."""
 
 AVAILABLE = "AVAILABLE"
 INITIATED = "SWITCHOVER_INITIATED"

@@ -24,7 +24,7 @@ log = logging.getLogger("bgpool.lab")
 CONNECT_TIMEOUT_S: Final = 2.0
 CLOSE_TIMEOUT_S: Final = 5.0
 ACCEPT_PAUSE_S: Final = 0.05
-"""Between attempts while there are no descriptors left."""
+"""The interval of attempts while no descriptors are free."""
 
 NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 NO_NAMES: Final[Mapping[bytes, bytes]] = MappingProxyType({})
@@ -37,7 +37,7 @@ def _unverified() -> ssl.SSLContext:
 
 
 UNVERIFIED: Final = _unverified()
-"""Towards the server, which has no certificate of the lab's authority."""
+"""The context for connections to the server, which has no certificate of the lab's authority."""
 
 
 class MysqlProxy:

@@ -16,7 +16,7 @@ __all__ = ["Rewriter", "splice"]
 
 RELAY_BYTES: Final = 65536
 WAITING_BYTES: Final = 1 << 20
-"""What one side may have said that the other has not taken, before it is listened to no more."""
+"""The largest amount of data of one side that the other has not received before reading pauses."""
 
 NOT_NOW: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 

@@ -24,7 +24,8 @@ class SideNames:
     """The endpoint names of one side: an RDS instance and its read replicas, or an Aurora cluster."""
 
     primary: str
-    """Where applications connect: the instance's endpoint on RDS, the writer cluster endpoint on Aurora."""
+    """The endpoint to which applications connect: the instance's endpoint on RDS, the writer cluster endpoint on
+    Aurora."""
 
     instance: str
     """The writer's instance endpoint; the same as *primary* on RDS."""

@@ -35,10 +35,10 @@ ROLE = "app"
 """The applications' role."""
 
 MONITOR_ROLE = "monitor"
-"""A role that sees the metadata, for scenarios in which the monitor has its own."""
+"""A role that may read the metadata, for scenarios in which the monitor has its own."""
 
 TRUTH_ROLE = "truth"
-"""The oracle's role, which has a password however applications are let in."""
+"""The truth probe's role, which has a password however applications log in."""
 
 MONITOR_PREFIX = "bgpool-monitor"
 
@@ -47,7 +47,7 @@ CONNECT_TIMEOUT_S = 5
 
 SETTLE_S = 2.0
 SETTLE_LOOK_S = 0.05
-"""How long a server may take to see that a client has gone, and how often it is asked meanwhile."""
+"""The time that a server may take to notice a client's end, and the interval of the queries during that time."""
 
 
 class Pair:

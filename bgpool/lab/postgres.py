@@ -34,7 +34,7 @@ CUT = """
 """
 
 LOGIN_TIMEOUT_S = 20
-"""For the lab's own sessions: where hundreds of clients connect at the same moment a login takes seconds."""
+"""The time limit for the lab's own logins: while hundreds of clients connect at the same time, one takes seconds."""
 
 
 class PostgresServer(Server):

@@ -56,4 +56,4 @@ _AURORA = (
 )
 
 FUNCTIONS: Final[Mapping[Flavour, tuple[LiteralString, ...]]] = {"rds": _RDS, "aurora": _AURORA}
-"""What to execute in the applications' database of a primary; its replicas get them by replication."""
+"""The statements for the applications' database of a primary; its replicas get the functions by replication."""

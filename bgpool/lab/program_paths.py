@@ -16,10 +16,10 @@ VARIABLES: Final[Mapping[Engine, str]] = {
     Engine.POSTGRESQL: "BGPOOL_LAB_POSTGRESQL",
     Engine.MYSQL: "BGPOOL_LAB_MYSQL",
 }
-"""What names the place where no argument does: for tests, benchmarks and scripts that take none."""
+"""The variables that name the place if no argument does: for tests, benchmarks and scripts without one."""
 
 PATH: Final = "path"
-"""A place that is no directory: the PATH, and then where distributions install servers."""
+"""A place that is not a directory: the PATH, and then the places where distributions install servers."""
 
 
 def unusable(engine: Engine, problem: str) -> ProgramsError:

@@ -41,10 +41,10 @@ VARIABLE: Final = "BGPOOL_LAB_REDIS"
 SERVERS: Final = ("redis-server", "valkey-server")
 PLACES: Final = ("/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin")
 ACCOUNTS: Final = ("redis", "valkey", "nobody")
-"""Who runs the server when the lab is root's: the first of these that exists."""
+"""The accounts that run the server when the lab is root's: the first of these that exists."""
 
 OLDEST: Final = (6, 2)
-"""The first with NOMKSTREAM, and with the option that leaves the command line as it was started."""
+"""The first version with NOMKSTREAM, and with the option that keeps the command line unchanged."""
 
 HINT: Final = "apt-get install redis-server (Debian, Ubuntu), dnf install valkey (Fedora, RHEL) or brew install valkey"
 
@@ -52,7 +52,7 @@ START_TIMEOUT_S: Final = 10.0
 STOP_TIMEOUT_S: Final = 5.0
 LAB_USER: Final = "bgpool-lab"
 LAB_PASSWORD: Final = secrets.token_hex(16)
-"""Of this process's servers: replicas know their primaries' by it."""
+"""The password of this process's servers, which replicas use for their primaries."""
 
 LOG_TAIL_CHARACTERS: Final = 2000
 

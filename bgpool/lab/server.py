@@ -30,24 +30,24 @@ StopMode = Literal["fast", "immediate"]
 """``fast`` cuts clients and ends in order; after ``immediate`` the next start goes through crash recovery."""
 
 Shut = Literal["locked", "open", "super-read-only", "offline"]
-"""How a switchover shuts a server. Sessions that are there are always cut, and writes always stopped; in between:
+"""The way in which a switchover shuts a server. Existing connections are always cut, and writes always stopped. New clients:
 
-- ``locked``: new clients are refused, as their accounts are locked (PostgreSQL: by pg_hba.conf).
-- ``open``: new clients are let in at once, to a server that is read-only (MariaDB and MySQL).
-- ``super-read-only``: the same, where superusers cannot write either (MySQL).
-- ``offline``: new clients are refused by ``offline_mode``, error 3032 (MySQL).
+- ``locked``: they are refused, as their accounts are locked (PostgreSQL: by pg_hba.conf).
+- ``open``: they are accepted at once, by a server that is read-only (MariaDB and MySQL).
+- ``super-read-only``: the same, but superusers cannot write either (MySQL).
+- ``offline``: they are refused by ``offline_mode``, error 3032 (MySQL).
 """
 
 Upgrade = Literal["minor", "major"]
-"""What green is upgraded to. On PostgreSQL it is a physical replica for ``minor``, as without any upgrade, and a
-logical one for ``major``; on MySQL it is always a logical one."""
+"""The upgrade of green. On PostgreSQL, green is a physical replica for ``minor``, the same as without any upgrade, and
+a logical one for ``major``; on MySQL it is always a logical one."""
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
 KILL_TIMEOUT_S = 5.0
 CONFIGURE_TIMEOUT_S = 10.0
 STATEMENT_TIMEOUT_S = 30
-"""Longest statement of the lab's own sessions, so that none of them waits without end."""
+"""The time limit of statements in the lab's own sessions, so that none of them waits without end."""
 
 LOG_TAIL_CHARACTERS = 2000
 
@@ -96,7 +96,7 @@ class Server(abc.ABC):
     stop_signals: ClassVar[Mapping[StopMode, signal.Signals]]
 
     file_mode: ClassVar[int] = 0o600
-    """The permissions of what `write_file` writes; the data directory is closed to others anyway."""
+    """The permissions of files that `write_file` writes; the data directory is closed to other users anyway."""
 
     def __init__(
         self,

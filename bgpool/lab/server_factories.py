@@ -28,7 +28,7 @@ from bgpool.lab.upgrade import LogicalServer, Versions
 __all__ = ["WORKSHOPS", "Frontend", "Tls", "ServerFactory", "find_servers"]
 
 Tls = Literal["offered", "verified", "disabled"]
-"""Servers offer TLS, and the driver does what it does by itself, or verifies; or clients do without."""
+"""Servers offer TLS, and the driver uses its default or verifies; or clients do without."""
 
 
 class Frontend(Protocol):
@@ -263,7 +263,7 @@ AURORA_NAMES: Final = {
     b"information_schema.replica_host_status": f"{LAB_DATABASE}.replica_host_status".encode(),
     b"aurora_version()": f"{LAB_DATABASE}.aurora_version()".encode(),
 }
-"""What the servers of the lab do not have where Aurora has it."""
+"""The names in queries that the servers of the lab lack where Aurora has them."""
 
 WORKSHOPS: Final[Mapping[tuple[Engine, Upgrade], type[ServerFactory]]] = {
     (Engine.POSTGRESQL, "minor"): PostgresFactory,

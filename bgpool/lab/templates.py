@@ -28,18 +28,18 @@ __all__ = ["Make", "cache_dir", "template"]
 log = logging.getLogger("bgpool.lab")
 
 LOCK_TIMEOUT_S: Final = 60.0
-"""How long to wait for another process that is making the same one; it takes five seconds."""
+"""The longest wait for another process that is making the same template; it takes five seconds."""
 
 MOST_OTHERS: Final = 1
-"""Of other stamps, as many are kept, the last ones used: each has a hundred megabytes."""
+"""The number of templates with other stamps that are kept, the last ones used: each has a hundred megabytes."""
 
 IN_USE_S: Final = 3600.0
-"""What was used in the last hour may still be copied from."""
+"""A template that was used in the last hour may still be copied from."""
 
 PREFIX: Final = "template-"
 
 Make = Callable[[Path], None]
-"""Fills a directory, which is there, private and empty. Whose the files are does not matter."""
+"""A callable that fills an existing, private and empty directory. The owner of the files does not matter."""
 
 
 def cache_dir() -> Path:

@@ -22,7 +22,7 @@ __all__ = ["Authority", "TlsProxy"]
 log = logging.getLogger("bgpool.lab")
 
 SSL_REQUEST, GSS_REQUEST = 80877103, 80877104
-"""The codes with which a PostgreSQL client asks for encryption before it says anything else."""
+"""The codes with which a PostgreSQL client requests encryption before it sends anything else."""
 
 HANDSHAKE_TIMEOUT_S: Final = 5.0
 RELAY_BYTES: Final = 65536

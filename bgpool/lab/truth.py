@@ -28,7 +28,7 @@ WRITE_EVERY_S = 0.001
 RETRY_EVERY_S = 0.004
 CONNECT_LIMIT_S = 0.25
 WRITE_LIMIT_S = 0.25
-"""A server that does not answer within this is down; a write takes about 0.3 ms, a connect about 10 ms."""
+"""A server that does not answer within this time is down; a write takes about 0.3 ms, a connect about 10 ms."""
 
 _CREATE: Final[Mapping[Engine, tuple[str, ...]]] = {
     Engine.POSTGRESQL: (
@@ -43,7 +43,7 @@ _CREATE: Final[Mapping[Engine, tuple[str, ...]]] = {
 
 STOP_TIMEOUT_S = 5.0
 MOST_OUTAGES = 1000
-"""Outages kept; further ones are dropped."""
+"""The number of outages kept; further ones are dropped."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ RECEIVED: Final = """
     SELECT format('%I.%I', nspname, relname) FROM pg_subscription_rel
     JOIN pg_class c ON c.oid = srrelid JOIN pg_namespace n ON n.oid = relnamespace
 """
-"""Tables whose rows are replicated, as the primary and as the replica sees it."""
+"""Tables whose rows are replicated, as the primary and the replica see it."""
 
 THERE: Final = "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables"
 

@@ -9,7 +9,7 @@ from threading import Event
 from bgpool.lab.errors import LabAbortError, LabError
 
 POLL_S = 0.01
-"""Pause between two looks: short against a switchover's steps, long against the cost of one look."""
+"""The interval of checks: short compared with a switchover's steps, long compared with the cost of one check."""
 
 
 def wait_until(

@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 POLL_S = 0.5
-"""A forked child may hold the pipe open after the lab's death; hence a look at the parent now and then."""
+"""A forked child may hold the pipe open after the lab's death; hence regular checks of the parent."""
 
 QUIT_TIMEOUT_S = 2.0
 """An immediate shutdown of PostgreSQL takes some 30 ms here, one of MariaDB 50 ms; after this, SIGKILL."""
@@ -30,7 +30,8 @@ QUIT_TIMEOUT_S = 2.0
 KILL_TIMEOUT_S = 5.0
 ENDED = frozenset(("postgres", "initdb", "pg_basebackup", "mariadbd", "mysqld", "redis-server", "valkey-server"))
 FIRST_WORDS = 4
-"""Of a command line: a program is among them, also if something else runs it: ``ld.so --library-path DIRS mysqld``."""
+"""The number of a command line's words among which a program is, even if another runs it: ``ld.so --library-path DIRS
+mysqld``."""
 
 
 def arguments_of(pid: int) -> list[str]:

@@ -32,11 +32,11 @@ PAUSE_S: Final = 0.005
 REPORT_EVERY_S: Final = 0.05
 SLOW_S: Final = 0.6
 CUT: Final = b"c"
-"""The order to lose the network; the end of the orders is the one to leave."""
+"""The order to lose the network; the end of the orders is the order to leave."""
 
 LEAVE_S: Final = 40.0
-"""How long the calls at hand may take to end: a pool holds for up to 30 s unless it is told otherwise, and a loaded
-machine adds to that. A trial waits longer than this."""
+"""The time that current calls may take to end: a pool holds for up to 30 s by default, and a loaded machine adds to
+that. A trial waits longer than this."""
 
 
 class Call(NamedTuple):

@@ -13,13 +13,13 @@ from bgpool.lab.director import Schedule
 __all__ = ["BUS_FAULTS", "FLEET", "PHASES", "STOPPED_S", "BusFault", "Fault", "Plan"]
 
 BusFault = Literal["kill", "stop", "flush", "del", "failover"]
-"""The bus is killed, and stays away; stopped, and goes on after `STOPPED_S`; loses everything; loses the leaders'
-stream; or its primary goes away and its replica is promoted."""
+"""The bus is killed, and stays away; stopped, and continues after `STOPPED_S`; loses everything; loses the leaders'
+stream; or its primary disappears and its replica is promoted."""
 
 BUS_FAULTS: Final[tuple[BusFault, ...]] = get_args(BusFault)
 
 PHASES: Final = (Phase.CREATED, Phase.PREPARATION, Phase.IN_PROGRESS, Phase.POST, Phase.COMPLETED)
-"""Those in which something can be done to a fleet."""
+"""The phases in which a fault can happen to a fleet."""
 
 STOPPED_S: Final = 10.0
 
@@ -35,10 +35,10 @@ FLEET: Final = Schedule(
     green_dns_gone_s=6.5,
     completed_s=7.0,
 )
-"""Every phase takes three seconds at least: long enough to count questions in."""
+"""Every phase takes three seconds at least: long enough to count queries in it."""
 
 CALM_S: Final = 5.0
-"""Long enough for a few questions of a host that asks once a second."""
+"""Long enough for a few queries of a host that queries once a second."""
 
 _WHEN: Final[Mapping[Phase, float]] = {
     # A silent leader is detected after 1.5 s, and in a switchover after 0.4 s. A fault occurs shortly before the next

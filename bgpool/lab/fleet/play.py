@@ -37,14 +37,14 @@ __all__ = ["play"]
 
 BG_ID: Final = "fleet"
 HOSTS_PER_WORKER: Final = 10
-"""A host is its monitor; whoever uses it may as well use others."""
+"""A host is only its monitor, so one process may use the pools of several."""
 
 #: The pause between two units of work of a host: short enough to measure the outage, with little load on two cores.
 PAUSE_S: Final = 0.1
 TRUTH_S: Final = 0.01
 HOLD_S: Final = 15.0
 START_S: Final = 20.0
-"""Until the monitors of a worker's hosts watch: interpreters that start beside each other."""
+"""The longest time until the monitors of a worker's hosts watch: many interpreters start at the same time."""
 
 READY_S: Final = 30.0
 JOINED_S: Final = 20.0

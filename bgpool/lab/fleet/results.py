@@ -21,22 +21,22 @@ __all__ = ["HEARD_S", "Host", "Load", "Result", "FaultTarget", "findings_of", "h
 MOST_EXAMPLES: Final = 5
 
 SHARE: Final = 1.1
-"""How many times one host's questions those of a fleet may be."""
+"""The allowed number of a fleet's queries, as a multiple of one host's."""
 
 EDGES: Final = 2
-"""As many questions more in a phase: where it begins and ends no rate tells which question falls into it."""
+"""The allowed number of additional queries in a phase: at its beginning and end, the phase of a query is uncertain."""
 
 CONNECTIONS: Final = 4
-"""Of monitors at the pair, while hosts follow."""
+"""The largest number of the monitors' connections to the pair while hosts follow."""
 
 HEARD_S: Final = 0.05
-"""From the first host that knows to the last one, in the median of switchovers."""
+"""The longest time from the first host that knows to the last one, in the median of switchovers."""
 
 RELEASE_S: Final = 0.25
-"""From the evidence to the release, where a host asks itself: as scenarios are held to."""
+"""The longest time from the evidence to the release on a host that queries for itself: the same as in scenarios."""
 
 LATER_S: Final = 1.0
-"""How much longer that may take after a fault of the leader or the bus."""
+"""The additional time for that after a fault of the leader or the bus."""
 
 REPLACED_S: Final = {"kill leader": 2.0, "stop leader": 7.0}
 """The same on the leader's own host, which has to start another monitor first, with a fleet or without."""

@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 SETTINGS: Final[Mapping[str, str]] = {"log_connections": "on", "log_disconnections": "on"}
-"""Of the servers, so that there is something to read."""
+"""The servers' settings for the log."""
 
 # The format of log_line_prefix in POSTGRESQL_CONF.
 _LINE: Final = re.compile(

@@ -15,7 +15,8 @@ SUPERUSER: Final = "root"
 REPLICATION_ROLE: Final = "replica"
 
 LAB_DATABASE: Final = "lab"
-"""What the views of the metadata are made of; the relay leads questions for what is built into Aurora here."""
+"""The database of the objects behind the metadata's views; the proxy redirects queries for Aurora's built-in objects to
+it."""
 
 STATUS_VIEW: Final = "mysql.rds_topology"
 
@@ -31,7 +32,7 @@ SMALL: Final = (
     "--innodb-doublewrite=0",
     "--sync-binlog=0",
 )
-"""Small and quick, for the life of a data directory."""
+"""Settings for a small and quick server, for the life of a data directory."""
 
 _ATTRIBUTES: Final = (
     # Clients' program_name is only in performance_schema. Without all the rest, it takes 3 MB and no time.

@@ -139,22 +139,22 @@ class Family(abc.ABC):
         """Return the statements that make a new server a replica of *upstream*, from the beginning of its log."""
 
     stop_receiving: ClassVar[str]
-    """Receive no more of the log; what has arrived is still replayed."""
+    """A statement that stops receiving the log; the received part is still replayed."""
 
     stop_following: ClassVar[tuple[str, ...]]
-    """Stop replaying, and forget the server that was followed."""
+    """Statements that stop replaying, and forget the followed server."""
 
     replica_status: ClassVar[str]
     """A query with one row on a replica, and none on a primary."""
 
     position: ClassVar[str]
-    """A query for the place in the log that is behind every commit so far; empty before the first."""
+    """A query for the position in the log after every commit so far; empty before the first."""
 
     wait_position: ClassVar[str]
-    """A query with two parameters, position and seconds: 0 once everything up to there was replayed."""
+    """A query with two parameters, position and seconds: 0 once everything up to that position was replayed."""
 
     arrived_column: ClassVar[str]
-    """In `replica_status`, the position up to which the log has arrived."""
+    """The column of `replica_status` with the position up to which the log has arrived."""
 
     @staticmethod
     def replication_error(status: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ __all__ = ["MariaDB"]
 MAKE_TIMEOUT_S: Final = 60.0
 
 SCRIPTS: Final = ("system_tables.sql", "performance_tables.sql")
-"""``mysql_`` goes before these names, from version 11 on ``mariadb_``."""
+"""The names of scripts; their prefix is ``mysql_``, from version 11 on ``mariadb_``."""
 
 ACCOUNT: Final = (
     f"""INSERT INTO mysql.global_priv VALUES ('localhost', '{SUPERUSER}', '{{"access":18446744073709551615}}');"""

@@ -25,7 +25,7 @@ PLACES: Final = ("/usr/sbin", "/usr/libexec", "/usr/local/sbin", "/usr/local/lib
 OPTIONAL_ROOT: Final = Path("/opt")
 
 ACCOUNTS: Final = ("mysql", "nobody")
-"""Who runs the servers when the lab is root's: the first of these that exists."""
+"""The accounts that run the servers when the lab is root's: the first of these that exists."""
 
 HINT: Final = (
     "apt-get install mariadb-server-core (Debian, Ubuntu), dnf install mariadb-server (Fedora, RHEL) or "

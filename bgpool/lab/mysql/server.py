@@ -33,7 +33,7 @@ CATCH_UP_TIMEOUT_S: Final = 60.0
 CONNECT_TIMEOUT_S: Final = 5
 
 _server_ids: Final = itertools.count(1)
-"""Never the same twice: a replica skips what was written under its own number, also in a former life."""
+"""Ids that are never reused: a replica skips changes that were written under its own id, also in a former life."""
 
 
 class MysqlServer(Server):

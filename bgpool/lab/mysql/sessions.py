@@ -18,16 +18,16 @@ CLIENTS: Final = f"""
     SELECT id FROM information_schema.processlist
     WHERE host NOT IN ('', 'localhost') AND user NOT IN ('system user', '{REPLICATION_ROLE}')
 """
-"""The ids of all TCP clients, but for replicas."""
+"""A query for the ids of all TCP clients, except for replicas."""
 
 OF_ROLE: Final = "SELECT id FROM information_schema.processlist WHERE user = %s"
-"""The ids of one role."""
+"""A query for the ids of one role's sessions."""
 
 NAMED: Final = """
     SELECT count(*) FROM performance_schema.session_connect_attrs
     WHERE attr_name = 'program_name' AND left(attr_value, char_length(%s)) = %s
 """
-"""How many give a name that starts with the prefix, which is given twice."""
+"""A query for the number of sessions whose name starts with the prefix, which is given twice."""
 
 OTHERS: Final = """
     SELECT count(*) FROM information_schema.processlist WHERE user = %s AND id NOT IN (
@@ -35,7 +35,7 @@ OTHERS: Final = """
         WHERE attr_name = 'program_name' AND left(attr_value, char_length(%s)) = %s
     )
 """
-"""How many a role has, but for those that `NAMED` counts."""
+"""A query for the number of a role's sessions, except for those that `NAMED` counts."""
 
 
 def rows(connection: BoundedConnection, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:

@@ -12,16 +12,16 @@ from bgpool.core.engine import Engine
 __all__ = ["Draw", "Failure", "Held", "Story", "draw"]
 
 Story = Literal["healthy", "frozen metadata", "rollback", "rollback under way", "black hole"]
-"""How a switchover goes. ``rollback under way``: blue cuts nobody, the pools do, and blue goes on with their COMMITs
-while the switchover is taken back and the units are run again there."""
+"""The kind of switchover. ``rollback under way``: blue cuts no client but the pools do, and blue continues with their
+COMMITs while the switchover is rolled back and the units are run again there."""
 
 Failure = Literal["killed", "cut off", "restarted", "network lost", "asynchronous"]
-"""How a primary fails without a deployment: killed (SIGKILL) or cut off, and its replica promoted; killed and started
-again; or clients lose the network, and it goes on with their COMMITs. ``asynchronous``: killed, where replication was
-behind and nobody waited for it: rows are lost whatever a client does."""
+"""The kind of a primary's failure without a deployment: killed (SIGKILL) or cut off, and its replica promoted; killed
+and started again; or clients lose the network, and it continues with their COMMITs. ``asynchronous``: killed while
+replication was behind and no COMMIT waited for it: rows are lost whatever a client does."""
 
 Held = Literal["", "standby", "trigger", "lock", "delay", "unanswered", "frozen replica"]
-"""What COMMITs wait for when they are cut; see `bgpool.lab.once.holds`."""
+"""The reason for which COMMITs wait when they are cut; see `bgpool.lab.once.holds`."""
 
 _HOLDS: Final[dict[Engine, tuple[Held, ...]]] = {
     Engine.POSTGRESQL: ("standby", "trigger"),

@@ -24,7 +24,7 @@ CATCH_UP_S: Final = 10.0
 
 _LOCK: Final = 4711
 DELAY_US: Final = 900_000
-"""How long a group of COMMITs waits for more, at most a second."""
+"""The time for which a group of COMMITs waits for more, at most a second."""
 
 
 class Hold(ABC):

@@ -34,32 +34,32 @@ __all__ = ["TABLE", "create_table", "play"]
 
 TABLE: Final = "bgpool_receipts"
 THREADS: Final = 4
-"""With receipts, and as many without."""
+"""The number of threads with receipts, and of those without."""
 
 PAUSE_S: Final = 0.015
-"""Between two units of a thread, and before each COMMIT: what is to be cut is held, and need not be many; and a lock
-that holds INSERTs, too, finds some that are done."""
+"""The pause between two units of a thread, and before each COMMIT. The COMMITs that will be cut are held, so few are
+enough. A lock that also holds INSERTs finds some that are done."""
 
 HOLD_S: Final = 10.0
 RESUME_S: Final = 15.0
-"""Longest until every thread has written again."""
+"""The longest time until every thread has written again."""
 
 LONGEST_CALL_S: Final = 2 * HOLD_S + 5.0
 """The bound of a unit of work: the longest hold, the pool's timeout, and the load of a machine."""
 
 OPEN_S: Final = 1.0
-"""Longest until half of the threads are in a COMMIT that is held."""
+"""The longest time until half of the threads are in a COMMIT that is held."""
 
 LOOKED_S: Final = 10.0
-"""Longest until every pool with receipts has looked at green, beside each other."""
+"""The longest time until every pool with receipts has checked green; the pools do this at the same time."""
 
 SEEN_S: Final = 3.0
-"""Longest until every worker has seen PREPARATION."""
+"""The longest time until every worker has seen PREPARATION."""
 
 #: PREPARATION lasts as long as a monitor that polls at its slower interval may need to see it.
 SCHEDULE: Final = replace(FAST, initiated_s=-1.0)
 UNDER_WAY_S: Final = 0.6
-"""When a switchover is taken back with COMMITs under way."""
+"""The time at which a switchover is rolled back with COMMITs under way."""
 
 CUT_S: Final = 0.17
 DRAIN_MS: Final = 200

@@ -21,7 +21,7 @@ STOP_TIMEOUT_S: Final = 10.0
 KILL_TIMEOUT_S: Final = 5.0
 
 MARK: Final = REHEARSAL
-"""An environment variable that whatever it starts inherits: a monitor, for one, is in a session of its own."""
+"""An environment variable that all its descendants inherit: a monitor, for example, is in a session of its own."""
 
 
 class Application:

@@ -35,7 +35,7 @@ FLAVOURS: Final[Mapping[str, Flavour]] = {"rds": "rds", "aurora": "aurora"}
 UPGRADES: Final[Mapping[str, Upgrade]] = {"minor": "minor", "major": "major"}
 
 KEPT: Final = ".json"
-"""What files end in that are left in a run directory of the caller's: records of the switchover."""
+"""The ending of files that are left in a run directory of the caller's: records of the switchover."""
 
 
 OWN: Final = ("BGPOOL_RESOLVER", "BGPOOL_RUN_DIR", MARK)

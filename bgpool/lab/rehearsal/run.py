@@ -48,10 +48,10 @@ __all__ = ["rehearse"]
 SCHEDULE: Final = replace(FAST, initiated_s=-1.2, scale=2.0)
 
 READY_TIMEOUT_S: Final = 60.0
-"""From the start of the command to a deployment that is ready: applications take their time to load."""
+"""The longest time from the start of the command to a deployment that is ready: applications need time to load."""
 
 END_TIMEOUT_S: Final = 20.0
-"""From the director's last step to what the monitor takes for the end."""
+"""The longest time from the director's last step to the end according to the monitor."""
 
 
 def rehearse(

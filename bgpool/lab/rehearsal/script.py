@@ -17,7 +17,7 @@ from bgpool.lab.pair import CONNECT_TIMEOUT_S, DATABASE, ROLE, Pair
 __all__ = ["ScriptError", "run_script"]
 
 SCRIPT_TIMEOUT_S: Final = 60
-"""Longest statement."""
+"""The time limit of each statement."""
 
 
 class ScriptError(Exception):

@@ -41,19 +41,20 @@ _POOL_OPTIONS: Final[Mapping[str, Any]] = {
 }
 
 RELEASE_S: Final = 0.25
-"""From the evidence to the release, as promised."""
+"""The longest time from the evidence to the release, as promised."""
 
 RESUME_S: Final = 1.0
-"""From the evidence to the first answer of the last thread: wide, because it has the machine's load in it."""
+"""The longest time from the evidence to the first answer of the last thread: large, because it includes the machine's
+load."""
 
 MONITORING_CONNECTIONS: Final = 2
-"""On all servers together, however many workers there are."""
+"""The largest number on all servers together, however many workers there are."""
 
 MOST_UNDECIDED: Final = 6
-"""As many as threads that write: each may be cut in its COMMIT once."""
+"""The number of threads that write: each may be cut in its COMMIT once."""
 
 GRACE_S: Final = 1.0
-"""How much longer than its bound a call may take: a hold ends on time, and then the call fails or connects."""
+"""The time by which a call may exceed its bound: a hold ends on time, and then the call fails or connects."""
 
 
 class Stage(Protocol):

@@ -13,7 +13,7 @@ from bgpool.lab.trial import Trial
 __all__ = ["SCENARIOS"]
 
 NOT_HELD_S: Final = 0.5
-"""Half of what a held caller waits."""
+"""Half of the time for which a held caller waits."""
 
 
 def _read_everywhere(trial: Trial) -> None:

@@ -15,10 +15,10 @@ from bgpool.lab.trial import Trial
 __all__ = ["SCENARIOS"]
 
 IN_FLIGHT_S: Final = 0.4
-"""So long before the cut COMMITs begin to hang."""
+"""The time before the cut at which COMMITs begin to hang."""
 
 SLOW_S: Final = 1.0
-"""How long a COMMIT takes that is cut before it has committed."""
+"""The duration of a COMMIT that is cut before it has committed."""
 
 #: Long enough in PREPARATION for every pool to have seen it: from then on, the outcome of a unit can be found later.
 PREPARED: Final = replace(FAST, initiated_s=-1.5)

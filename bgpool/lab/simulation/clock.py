@@ -18,7 +18,7 @@ Task = Generator["int | Promise", Any, Any]
 
 
 class Pause:
-    """To be awaited: *delay_ns* pass."""
+    """An awaitable that takes *delay_ns*."""
 
     __slots__ = ("_delay_ns",)
 
@@ -30,7 +30,7 @@ class Pause:
 
 
 class Promise:
-    """Something that will be known: kept once, with a value that everybody who waits is given."""
+    """A value that will be known later: set once, and delivered to all waiting tasks."""
 
     __slots__ = ("_waiting", "kept", "value")
 
@@ -43,7 +43,7 @@ class Promise:
         return (yield self)
 
     def keep(self, value: Any = None) -> None:
-        """Let everybody know; a second time has no effect."""
+        """Set the value and wake all waiting tasks; a second time has no effect."""
         if self.kept:
             return
         self.kept, self.value = True, value
@@ -52,7 +52,7 @@ class Promise:
             tell(value)
 
     def then(self, tell: Callable[[Any], None]) -> None:
-        """Have *tell* called with the value."""
+        """Call *tell* with the value."""
         if self.kept:
             tell(self.value)
         else:
@@ -60,7 +60,7 @@ class Promise:
 
 
 class Clock:
-    """Integer nanoseconds, and what is due when. Ties are broken by the order of asking: a run is its seed's alone."""
+    """A clock in integer nanoseconds, with a queue of calls. Ties keep their order: a run depends only on its seed."""
 
     def __init__(self) -> None:
         self.now = 0
@@ -77,7 +77,7 @@ class Clock:
         self.after(moment_ns - self.now, call, *args)
 
     def run(self, until_ns: int) -> None:
-        """Go through everything that is due until *until_ns*."""
+        """Run everything that is due until *until_ns*."""
         due = self._due
         while due and due[0][0] <= until_ns:
             self.now, _, call, args = heapq.heappop(due)
@@ -85,11 +85,11 @@ class Clock:
         self.now = until_ns
 
     def start(self, task: Task | Coroutine[Any, Any, Any]) -> None:
-        """Let *task* run until it waits, and on from there whenever what it waits for has come."""
+        """Run *task* until it waits, and resume it whenever its awaited value arrives."""
         self._go_on(task, None)
 
     def within(self, promise: Promise, limit_ns: int, otherwise: Any = None) -> Promise:
-        """A promise that is kept as *promise* is, or with *otherwise* when *limit_ns* have passed."""
+        """Return a promise that is kept when *promise* is, or with *otherwise* after *limit_ns*."""
         bounded = Promise()
         promise.then(bounded.keep)
         self.after(limit_ns, bounded.keep, otherwise)
@@ -101,7 +101,7 @@ class Clock:
         except StopIteration:
             return
         if isinstance(wanted, Promise):
-            # Never in the midst of whoever kept it.
+            # Never within the call that kept the promise.
             wanted.then(lambda found: self.after(0, self._go_on, task, found))
         else:
             self.after(wanted, self._go_on, task, None)

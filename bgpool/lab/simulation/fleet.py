@@ -1,4 +1,4 @@
-"""A simulated switchover with a fleet of monitors, held against what each host's own questions would have told it."""
+"""A simulated switchover with a fleet of monitors, compared with the knowledge of hosts that query for themselves."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from bgpool.lab.simulation.world import World
 
 __all__ = ["FleetOutcome", "simulate_fleet", "simulate_fleets"]
 
-#: Monitors that ask for themselves, without a fleet and without a fault of their own: each host's own evidence.
+#: The number of monitors that query for themselves, without a fleet and without faults of their own, for comparison.
 SHADOWS: Final = 2
 CALM_NS: Final = 6 * SECOND
-#: How much later than by its own questions a host may know.
+#: The allowed delay of a host's knowledge, compared with that from queries of its own.
 LATE_NS: Final = SECOND
 CHUNK: Final = 20
 _CUTS: Final = frozenset({"connections dropped", "blue's connections dropped", "blue crashes", "writes stopped"})
@@ -45,15 +45,15 @@ _CUTS: Final = frozenset({"connections dropped", "blue's connections dropped", "
 
 @dataclass(frozen=True, slots=True)
 class FleetOutcome:
-    """What a seed came to.
+    """The result of a seed.
 
     Attributes:
-        story: What was drawn.
-        faults: How many faults of the fleet's own there were.
-        lag_s: By how much the last host was released later than by questions of its own; None where nothing was.
-        asked: Questions of all hosts, and of one that asks for itself.
-        fallbacks: How often hosts fell back, in all.
-        violations: What was promised and not kept.
+        story: The description of the drawn events.
+        faults: The number of faults of the fleet itself.
+        lag_s: The delay of the last host's release, compared with queries of its own; None without a release.
+        asked: The queries of all hosts, and of one that queries for itself.
+        fallbacks: The number of fallbacks of all hosts.
+        violations: The broken promises.
     """
 
     seed: int
@@ -71,13 +71,13 @@ def simulate_fleet(seed: int, hosts: int = 20, *, trace: Callable[[str], None] |
     Args:
         seed: Any whole number.
         hosts: At least 2.
-        trace: Called with a line for everything that happens.
+        trace: A callable that receives a line for each event.
     """
     return _Run(seed, hosts, trace).run()
 
 
 def simulate_fleets(count: int, hosts: int = 20, first_seed: int = 0, *, processes: int = 1) -> Iterator[FleetOutcome]:
-    """The outcomes of *count* seeds from *first_seed* on, in order; in *processes* processes if more than one."""
+    """Yield the outcomes of *count* seeds from *first_seed* on, in order; in *processes* processes if more than one."""
     seeds = range(first_seed, first_seed + count)
     if processes <= 1:
         yield from (simulate_fleet(seed, hosts) for seed in seeds)
@@ -87,13 +87,13 @@ def simulate_fleets(count: int, hosts: int = 20, first_seed: int = 0, *, process
 
 
 class _Life:
-    """What becomes of one place: of its monitors with a fleet, or without.
+    """The history of one host's place: of its monitors with a fleet, or without.
 
     Attributes:
-        released_ns: When it was released first; None for never.
-        held_ns: When it held first, or was released without that.
-        over_ns: When a switchover that had begun was over for it, in whichever way.
-        in_progress_ns: Until when it has been in IN_PROGRESS.
+        released_ns: The time of its first release; None for never.
+        held_ns: The time of its first hold, or of a release without one.
+        over_ns: The time at which a switchover that had begun ended for it, in any way.
+        in_progress_ns: The end of its time in IN_PROGRESS.
     """
 
     def __init__(self, run: _Run, place: Place, name: str) -> None:
@@ -108,13 +108,13 @@ class _Life:
         self.over_ns: int | None = None
         self.in_progress_ns: int | None = None
         self.fallbacks = 0
-        # What it has been told itself, and in which rows last.
+        # The names and addresses that it received itself, and the rows of its last query.
         self.names: set[str] = set()
         self.addresses: dict[str, set[str]] = {}
         self._rows: object = None
 
     def tell(self, event: Event) -> None:
-        """Its own question has been answered, of a server or of DNS."""
+        """Record the answer to its own query, of a server or of DNS."""
         if isinstance(event, StatusRead) and event.rows is not self._rows:
             self._rows = event.rows
             self.names |= {row.endpoint for row in event.rows}
@@ -123,16 +123,16 @@ class _Life:
                 self.addresses.setdefault(name, set()).update(addresses)
 
     def see(self, before: Snapshot, after: Snapshot) -> None:
-        """Its snapshot has changed."""
+        """Record a change of its snapshot."""
         self.snapshot = after
         self._run.see(self, before, after)
 
     def count(self, host: Host, role: Role) -> None:
-        """It asks the server of *role*."""
+        """Count a query to the server of *role*."""
         self._run.count(host, role)
 
     def trace(self, text: str) -> None:
-        """Something has happened."""
+        """Trace an event."""
         self._run.note(f"{self.name}: {text}")
 
 
@@ -145,16 +145,16 @@ class _Run:
         self._clock: Final = Clock()
         self._world: Final = World(self._clock, random.Random(seed))
         self._script: Final[Script] = draw(self._rng)
-        # Not all begin at once, and the more there are the longer it takes until all are calm.
+        # Not all begin at the same time, and with more hosts it takes longer until all are calm.
         self._spread_ns: Final = 2 * SECOND
         self._settle_ns: Final = CALM_NS + max(4 * SECOND, hosts * SECOND // 50)
         self._script.prepare(self._world)
         self._faults: Final[Faults] = draw_faults(self._rng, hosts)
         self._rules: Final = Rules(self._script.timeout_ms, self._script.release_on_dns)
         self._intervals: Final = Intervals(1000 if hosts <= 100 else 10_000, 1000, 100)
-        # Whether one that asks for itself was not answered at some time, for each role.
+        # For each role: True if a monitor that queries for itself once got no answer.
         self._was_silent = [False, False]
-        # Since when all are in the fleet.
+        # The time since which all hosts are in the fleet.
         self._joined_ns: int | None = None
         self.bus: Final = Bus(self._clock, random.Random(seed + 1))
         rng = self._rng
@@ -173,23 +173,23 @@ class _Run:
         self._promoted_ns: int | None = None
         self._taken_back = False
         self._told_of: dict[str, int] = {}
-        # When each role was asked: by those who know how many there are and do not lead; by whoever leads; by those who
-        # do not know of a deployment; and by one that asks for itself.
+        # The times of queries to each role, by the kind of host: one that knows the number of hosts and does not lead;
+        # the leader; one that knows of no deployment; and one that queries for itself.
         self._asked: Final[dict[str, tuple[list[int], list[int]]]] = {
             word: ([], []) for word in ("paced", "leader", "unpaced", "new", "alone")
         }
 
-    # -- the stage -------------------------------------------------------------------------------------------------
+    # -- the targets of faults -------------------------------------------------------------------------------------
 
     def find(self, number: int) -> int:
-        """The number of the host *number*, or of whoever leads."""
+        """Return the number of the host *number*, or of the leader."""
         if number != LEADER:
             return number
         leading = [life.place.number for life in self._lives if life.host is not None and life.host.leads]
         return leading[0] if leading else 0
 
     def place(self, number: int) -> Place:
-        """Where the host *number* is; what it cannot reach from there, its shadow cannot either."""
+        """Return the place of the host *number*, which a fault also makes unreachable for its shadow."""
         self._shadow(number)
         return self._lives[number].place
 
@@ -211,7 +211,7 @@ class _Run:
         self._clock.after(for_ns, place.go_on)
 
     def cut_off(self, numbers: list[int], for_ns: int) -> None:
-        """Nothing passes between the bus and *numbers*."""
+        """Cut *numbers* off from the bus."""
         for number in numbers:
             life = self._lives[number]
             if life.host is not None:
@@ -222,17 +222,17 @@ class _Run:
         self.bus.let_in(life.place, life.host.listeners if life.host is not None else [])
 
     def cut_database(self, number: int, roles: tuple[int, ...], how: str, for_ns: int) -> None:
-        """Servers are out of its reach."""
+        """Cut the host off from servers."""
         place = self.place(number)
         for role in roles:
             place.cut[role] = how
         self._clock.after(for_ns, place.cut.__setitem__, slice(None), ["", ""])
 
     def after(self, delay_ns: int, call: Callable[[], object]) -> None:
-        """Have *call* called."""
+        """Schedule *call*."""
         self._clock.after(delay_ns, call)
 
-    # -- what happens --------------------------------------------------------------------------------------------
+    # -- events ----------------------------------------------------------------------------------------------------
 
     def run(self) -> FleetOutcome:
         script, clock, faults = self._script, self._clock, self._faults
@@ -280,14 +280,15 @@ class _Run:
         act(self)
 
     def note(self, text: str) -> None:
-        """Something has happened."""
+        """Record an event."""
         if text == "green promoted":
             self._promoted_ns = self._clock.now
         elif text == "taken back":
             self._taken_back = True
         elif text in _CUTS:
             self._nudge_all()
-        # Who is not let in is cut as well: a fleet has fewer connections, and whose would be kept is nobody's merit.
+        # Rejected monitors are cut as well: a fleet has fewer connections, and the comparison must not depend on whose
+        # survives.
         if text == "connections dropped" or text.startswith("monitor locked out of"):
             for server in (self._world.blue, self._world.green):
                 if text == "connections dropped" or text.endswith(server.name):
@@ -309,7 +310,7 @@ class _Run:
                         self._clock.after(rng.randrange(MS, 20 * MS), other.host.nudge)
 
     def _shadow(self, number: int) -> _Life:
-        """What the host *number* would know without a fleet, from where it is."""
+        """Return the comparison monitor of the host *number*: at the same place, without a fleet."""
         if number not in self._shadows:
             life, known = self._lives[number], self._generic[0]
             shadow = self._shadows[number] = _Life(self, life.place, f"shadow of {number}")
@@ -328,7 +329,7 @@ class _Run:
         host.start()
 
     def count(self, host: Host, role: Role) -> None:
-        """*host* asks the server of *role*."""
+        """Count a query of *host* to the server of *role*."""
         member, place = host.member, PLACES[role]
         if member is None:
             if host.place.number == -1:
@@ -343,7 +344,7 @@ class _Run:
         self._asked[word][place].append(self._clock.now)
 
     def see(self, life: _Life, before: Snapshot, snapshot: Snapshot) -> None:
-        """The snapshot of *life* has changed."""
+        """Check a change of the snapshot of *life*."""
         if life is self._generic[0]:
             self._was_silent[0] |= before.source_read_only is not None and snapshot.source_read_only is None
             self._was_silent[1] |= before.target_read_only is not None and snapshot.target_read_only is None
@@ -395,7 +396,7 @@ class _Run:
         found = [at_ns for at_ns, name, _ in self._script.steps if name == "INITIATED"]
         return min(found, default=2**62)
 
-    # -- what was promised ---------------------------------------------------------------------------------------
+    # -- the promises ----------------------------------------------------------------------------------------------
 
     def _fallbacks(self) -> int:
         now = (life.host.member.fallbacks for life in self._lives if life.host is not None and life.host.member)
@@ -420,12 +421,12 @@ class _Run:
         if self._faults.words:
             late_ns += len(self._lives) * SECOND // FLEET_BUDGET_PER_S
         if self._script.timeout_ms < UNHURRIED_MS:
-            # The timer runs from the moment at which a switchover was seen first, by questions once a second.
+            # The timer runs from the first observation of a switchover, which is polled once a second.
             late_ns += SECOND
         if any("cut off from the database" in word for word in self._faults.words):
-            # Others take turns to look, and turns are drawn by lot.
+            # Other hosts query in turns, which are drawn at random.
             late_ns += 6 * int(FLEET_TURN_S * SECOND)
-        # Under one bg_id two deployments share what says nothing of names, with or without a fleet.
+        # Two deployments under one bg_id share everything that is not tied to names, with or without a fleet.
         for life in self._lives:
             if not life.place.foreign:
                 self._judge_times(life, late_ns)
@@ -443,7 +444,8 @@ class _Run:
         held = [other.held_ns for other in evidence if other.held_ns is not None]
         if held:
             held_ns = life.held_ns if life.held_ns is not None else end_ns
-            # What can be read for a moment alone may be missed by those who have to find out first that nobody leads.
+            # A state that is visible only briefly may be missed by hosts that first have to detect the loss of their
+            # leader.
             found_ns = int((FLEET_SILENCE_SWITCHING_S + 0.6) * SECOND) + late_ns - LATE_NS
             missed = bool(self._faults.words) and self._script.window[1] < min(held) + found_ns
             if held_ns > min(held) + late_ns and not missed:
@@ -459,7 +461,7 @@ class _Run:
                 self._complain(f"{role.colour} was asked {worst} times in {window_ns / SECOND:.0f} s")
 
     def _judge_share(self) -> None:
-        """Where nothing happens to the fleet, all together ask as often as one."""
+        """Check that, without faults, the whole fleet queries as often as one monitor."""
         since_ns = self._joined_ns
         if since_ns is None or self._faults.words or self._faults.nudged:
             return
@@ -469,13 +471,13 @@ class _Run:
                 for word, times in self._asked.items()
             }
             asked = count["paced"] + count["unpaced"] + count["leader"]
-            # While a server does not answer, somebody else looks now and then.
+            # While a server does not answer, other hosts query it occasionally.
             turns = (self._clock.now - since_ns) / SECOND / FLEET_TURN_S if self._was_silent[PLACES[role]] else 0
             if asked > 1.1 * count["alone"] + 10 + turns:
                 self._complain(f"{role.colour} was asked {asked} times, and {count['alone']} times by one alone")
 
     def _says_same(self, snapshot: Snapshot, other: _Life) -> bool:
-        """Whether callers are sent to the same places."""
+        """Return whether callers are sent to the same places."""
         names = (self._world.blue_name, self._world.green_name)
         found = [
             [(one.action, one.addresses) for one in (decide(known, name, Purpose.CONNECT) for name in names)]
@@ -486,13 +488,13 @@ class _Run:
     def _judge_end(self) -> None:
         for life in self._lives:
             alone = [other.snapshot.phase for other in self._evidence(life.place.number)]
-            # Whether a deployment is known changes nothing for anybody before and after a switchover.
+            # Before and after a switchover, callers are not affected by the knowledge of a deployment.
             calm = not {life.snapshot.phase, *alone} & SWITCHING
-            # And one that nobody can be sure to see is seen by some.
+            # And a switchover that is not certainly visible is seen by some monitors only.
             same = calm and (
                 self._script.evidence_ns is None or self._says_same(life.snapshot, self._evidence(life.place.number)[0])
             )
-            # Who was away for the whole of a switchover knows of it from the others.
+            # A host that was away for the whole switchover learns of it from the others.
             known = [*alone, *(other.snapshot.phase for other in self._generic)]
             if life.snapshot.phase not in known and not same and not life.place.foreign:
                 text = f"{life.snapshot.phase.name}, and {alone[0].name} on its own"
@@ -511,7 +513,7 @@ class _Run:
             host.place.number
             for host in right
             if host is not leaders[0]
-            # Hosts of another deployment ask for themselves, whichever of the two leads.
+            # Hosts of another deployment query for themselves, whichever of the two leads.
             and host.place.foreign is leaders[0].place.foreign
             and (
                 host.member is None or host.member.leader != leader.id or host.member.standing is not FleetRole.FOLLOWER
@@ -519,7 +521,7 @@ class _Run:
         ]
         if astray:
             self._complain(f"hosts {astray} do not follow in the end")
-        # An operator waits until all have taken a hold that is in force; what the bus has lost is to be ordered again.
+        # An operator waits until all hosts have taken a hold. An order that the bus has lost must be repeated.
         lost = any(word in text for text in self._faults.words for word in ("bus", "deleted"))
         deaf = [
             host.place.number

@@ -1,6 +1,6 @@
-"""The model of a fleet's bus: streams whose ids rise, servers of it that stop, restart and forget, and the ways there.
+"""The model of a fleet's bus: streams with rising ids, and servers that stop, restart, lose data or are unreachable.
 
-Source: what Redis 7.0 and Valkey 9.1 were seen to do; docs/fleet.md.
+Source: the observed behavior of Redis 7.0 and Valkey 9.1; docs/fleet.md.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ __all__ = ["FAILED", "MISSING", "OK", "REFUSED", "WALL_NS", "Bus", "Listener", "
 #: The wall clock, where it is right, at the beginning of a run.
 WALL_NS: Final = 1_800_000_000 * SECOND
 
-#: What becomes of a write.
+#: The outcomes of a write.
 OK: Final = "written"
 REFUSED: Final = "not above the top"
 MISSING: Final = "no such key"
 FAILED: Final = "the bus does not answer"
 
-#: An entry is trimmed with others: "about" so many are kept.
+#: Entries are trimmed in groups: approximately so many are kept.
 _MOST: Final = 2 * FLEET_ENTRIES - 7
 _REPORTS: Final = 4 * FLEET_HOSTS
 _TIMEOUT_NS: Final = int(FLEET_TIMEOUT_S * SECOND)
@@ -33,14 +33,15 @@ Id = tuple[int, int]
 
 
 class Place:
-    """Where a host is, and what becomes of it there, whichever monitor it has.
+    """The place of a host, with its conditions, which apply to each of its monitors.
 
     Attributes:
-        off_ns: How far its wall clock is ahead.
-        cut: How each role's server is out of reach: ``silent``, ``refused``, or empty where it is not.
-        bus_cut: The bus is out of reach, without a word.
-        stopped: Its processes are stopped.
-        foreign: Its database is another one: somebody has given two deployments one bg_id.
+        off_ns: The offset of its wall clock; positive if it is ahead.
+        cut: The reason for which each role's server is unreachable: ``silent``, ``refused``, or empty if it is
+            reachable.
+        bus_cut: True if the bus is unreachable without an error.
+        stopped: True if its processes are stopped.
+        foreign: True if its database is another one: two deployments have the same bg_id by mistake.
     """
 
     __slots__ = (
@@ -73,15 +74,15 @@ class Place:
 
     @property
     def wall_ns(self) -> int:
-        """What the host takes for the time."""
+        """The time on the host's clock."""
         return WALL_NS + self.clock.now + self.off_ns
 
     def park(self, call: Callable[..., object], *args: Any) -> None:
-        """Have *call* called once the processes go on."""
+        """Call *call* once the processes continue."""
         self._waiting.append((call, args))
 
     def go_on(self) -> None:
-        """Let the stopped processes go on with what has come meanwhile."""
+        """Continue the stopped processes with everything that has arrived in the meantime."""
         self.stopped = False
         waiting, self._waiting = self._waiting, []
         for call, args in waiting:
@@ -89,30 +90,30 @@ class Place:
 
 
 class Listener(Protocol):
-    """What reads a stream."""
+    """A reader of a stream."""
 
     @property
     def place(self) -> Place:
-        """Whose it is."""
+        """The reader's place."""
 
     def notice(self) -> None:
-        """There is something new."""
+        """Handle new entries."""
 
     def hang_up(self) -> None:
-        """The connection is closed by the server."""
+        """Handle the server's close of the connection."""
 
     def wait_in_vain(self) -> None:
-        """Nothing comes any more over the connection, and nobody says so."""
+        """Handle a connection on which nothing arrives any longer, without an error."""
 
 
 class Node:
-    """One server: the leaders' stream and the hosts'.
+    """One server, with the leaders' stream and the hosts'.
 
     Attributes:
-        entries: The ids and what they carry, in order.
+        entries: The ids and their messages, in order.
         last: The highest id that the stream has had; it outlives the entries, and ends with the key.
-        exists: There is a key.
-        reports: The hosts' stream, each with the ms at which it came; those before *trimmed* are gone.
+        exists: True if there is a key.
+        reports: The hosts' stream, each with the ms of its arrival; those before *trimmed* are gone.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -142,11 +143,11 @@ class Node:
         return OK
 
     def top(self) -> Message | None:
-        """The newest entry."""
+        """Return the newest entry."""
         return self.entries[-1][1] if self.entries else None
 
     def after(self, place: Id) -> list[tuple[Id, Message]]:
-        """What is above *place*."""
+        """Return the entries above *place*."""
         entries = self.entries
         first = len(entries)
         while first and entries[first - 1][0] > place:
@@ -166,14 +167,14 @@ class Node:
         return OK
 
     def delete(self, *, reports: bool) -> None:
-        """DEL; nobody who waits is told."""
+        """DEL; waiting readers are not notified."""
         self.exists, self.last, self.entries = False, (0, 0), []
         if reports:
             self.trimmed += len(self.reports)
             self.reports = []
 
     def copy(self, lost_entries: int) -> Node:
-        """A replica, which lacks the last *lost_entries*."""
+        """Return a replica, which lacks the last *lost_entries*."""
         node = Node(self._clock)
         node.entries = self.entries[: len(self.entries) - lost_entries]
         node.exists = bool(node.entries) or (self.exists and not lost_entries)
@@ -182,7 +183,7 @@ class Node:
         return node
 
     def later(self, call: Callable[[], object]) -> None:
-        """Have *call* done when the server goes on; whoever sent it has hung up by then."""
+        """Run *call* when the server continues; its sender has disconnected by then."""
         self._sent.append(call)
 
     def stop(self) -> None:
@@ -201,19 +202,19 @@ class Node:
             listener.notice()
 
     def end(self) -> None:
-        """Every connection is closed."""
+        """Close every connection."""
         for listener in list(self.listeners):
             del self.listeners[listener]
             listener.hang_up()
 
 
 class Bus:
-    """Where the name leads to, and for some hosts, for a while, to another server than for the others.
+    """The bus: a name that leads to the primary, but for some hosts temporarily to another server.
 
     Attributes:
         node: The primary.
-        old: What some hosts still take for it, *stayed*.
-        slow_ns: By how much everything is slower on its way.
+        old: The former primary, which the hosts *stayed* still use.
+        slow_ns: The additional latency.
     """
 
     def __init__(self, clock: Clock, rng: random.Random) -> None:
@@ -225,22 +226,22 @@ class Bus:
         self.slow_ns = 0
 
     def node_of(self, place: Place) -> Node:
-        """The server that *place* is led to."""
+        """Return the server to which *place* connects."""
         return self.old if self.old is not None and place.number in self.stayed else self.node
 
     def reach(self, place: Place) -> str:
-        """How the server is reached from *place*: OK, REFUSED, or FAILED where nothing comes back."""
+        """Return the reachability of the server from *place*: OK, REFUSED, or FAILED for no answer."""
         node = self.node_of(place)
         if place.bus_cut or node.stalled:
             return FAILED
         return REFUSED if node.down else OK
 
     def latency_ns(self, place: Place) -> int:
-        """How long something is on its way."""
+        """Return the latency in one direction."""
         return place.bus_latency_ns + self.slow_ns
 
     def call(self, place: Place, work: Callable[[Node], Any], done: Callable[[Any], object]) -> None:
-        """Have *work* done on the server of *place*, and *done* called with what it came to, or with FAILED."""
+        """Run *work* on the server of *place*, and call *done* with its result, or with FAILED."""
         clock, node, how = self._clock, self.node_of(place), self.reach(place)
         if how is REFUSED:
             clock.after(MS, done, FAILED)
@@ -249,7 +250,7 @@ class Bus:
         if how is FAILED:
             clock.after(_TIMEOUT_NS, done, FAILED)
             if self._rng.random() < 0.5:
-                # It has left, or is in the server's buffers: nobody can tell it from what has not.
+                # It was sent, or is in the server's buffers: the sender cannot distinguish that from a lost one.
                 if node.stalled:
                     node.later(lambda: work(node))
                 else:
@@ -271,33 +272,33 @@ class Bus:
             late = clock.now + latency_ns > until_ns or place.bus_cut
             clock.at(until_ns if late else clock.now + latency_ns, done, FAILED if late else found)
 
-    # -- what happens to it -----------------------------------------------------------------------------------
+    # -- faults ----------------------------------------------------------------------------------------------
 
     def cut_off(self, place: Place, listeners: list[Listener]) -> None:
-        """Nothing passes between *place* and the bus any more."""
+        """Cut *place* off from the bus."""
         place.bus_cut = True
         for listener in listeners:
             listener.wait_in_vain()
 
     def let_in(self, place: Place, listeners: list[Listener]) -> None:
-        """It does again; what TCP has kept arrives."""
+        """Undo the cut; data that TCP has kept arrive."""
         place.bus_cut = False
         for listener in listeners:
             listener.notice()
 
     def break_down(self) -> None:
-        """The server ends."""
+        """End the server."""
         self.node.down = True
         self.node.end()
 
     def restart(self, lost_entries: int | None) -> None:
-        """It is there again, without its last *lost_entries*, or None of all that it had."""
+        """Restart the server, without its last *lost_entries*, or for None without any data."""
         self.node.end()
         node = self.node.copy(lost_entries) if lost_entries is not None else Node(self._clock)
         self.node = node
 
     def fail_over(self, lost_entries: int, stayed: frozenset[int]) -> None:
-        """A replica takes over; those of *stayed* go on with the old primary, which does not know."""
+        """Promote a replica; the hosts *stayed* continue with the old primary, which does not notice."""
         old, self.node = self.node, self.node.copy(min(lost_entries, len(self.node.entries)))
         self.stayed = stayed
         self.old = old if stayed else None
@@ -307,7 +308,7 @@ class Bus:
                 listener.hang_up()
 
     def demote(self) -> None:
-        """The old primary finds out, and is a copy of the new one from there on."""
+        """Demote the old primary, which is a copy of the new one from then on."""
         old, self.old, self.stayed = self.old, None, frozenset()
         if old is not None:
             old.end()

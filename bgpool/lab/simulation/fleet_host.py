@@ -1,6 +1,6 @@
-"""A host of the model of a fleet: the core's own member, duty, state machine and plan, and what carries them.
+"""A host of the model of a fleet: the core's own member, duty, state machine and plan, with the parts that drive them.
 
-It is the model of bgpool/monitor: a main loop that takes one event after the other, an ear and a voice.
+It is the model of bgpool/monitor: a main loop that takes one event after the other, a subscriber and a publisher.
 """
 
 from __future__ import annotations
@@ -70,37 +70,37 @@ _NUDGE_NS: Final = int(NUDGE_INTERVAL_S * SECOND)
 _PASS_ON_NS: Final = int(FLEET_NUDGE_S * SECOND)
 _LOOK_NS: Final = int(FLEET_LOOK_S * SECOND)
 _REPORT_NS: Final = int(FLEET_REPORT_S * SECOND)
-#: The leader reads reports together that come close on each other.
+#: The leader reads reports together that arrive shortly after each other.
 _GATHER_NS: Final = 20 * MS
 
 
 class Watcher(Protocol):
-    """Who looks at a host."""
+    """An observer of a host."""
 
     @property
     def traces(self) -> bool:
-        """Whether everything is to be told."""
+        """True if every event is traced."""
 
     def see(self, before: Snapshot, after: Snapshot) -> None:
-        """Its snapshot has changed."""
+        """Handle a change of the snapshot."""
 
     def tell(self, event: Event) -> None:
-        """Its own question has been answered, of a server or of DNS."""
+        """Handle the answer to the host's own query, of a server or of DNS."""
 
     def count(self, host: Host, role: Role) -> None:
-        """It asks the server of *role*."""
+        """Handle a query to the server of *role*."""
 
     def trace(self, text: str) -> None:
-        """Something has happened."""
+        """Handle a line of the trace."""
 
 
 class Host:
-    """One monitor's life; the next one at its place goes on from its snapshot.
+    """One monitor's life; the next one at its place continues with its snapshot.
 
     Attributes:
-        alive: It was not killed.
-        member: Its part in the fleet; None where it asks for itself as if there were no fleet.
-        duty: What it is to do.
+        alive: False once it was killed.
+        member: Its membership of the fleet; None for a host that queries for itself as if there were no fleet.
+        duty: Its current duty.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Host:
         self._watcher: Final = watcher
         self._probes: Final = {role: Probe(self, world, role) for role in Role}
         self._lookup: Final = Lookup(self, world, self._resolved)
-        # Facts that changed nothing, and of which snapshot.
+        # Facts that changed nothing, each with the snapshot that it did not change.
         self._idle: dict[tuple[type, Role], tuple[Snapshot, Event]] = {}
         self._resolved_last: tuple[dict[str, tuple[str, ...]], Snapshot] | None = None
         self._subscriber: Subscriber | None = None
@@ -134,7 +134,7 @@ class Host:
         self._nudge_due, self._nudged_ns, self._passed_on_ns = False, -SECOND, -SECOND
 
     def join(self, bus: Bus, member: Member, rng: random.Random) -> None:
-        """Be a member of a fleet."""
+        """Become a member of a fleet."""
         self.member = member
         self._subscriber = Subscriber(self, bus, rng)
         self._publisher = Publisher(self, bus, rng)
@@ -151,7 +151,7 @@ class Host:
         self.take(Tick(self.now()))
 
     def kill(self) -> None:
-        """End it: nothing that it asked for is heard any more."""
+        """End it: answers to its queries are ignored from now on."""
         self.alive = False
         for probe in self._probes.values():
             probe.close()
@@ -160,22 +160,22 @@ class Host:
 
     @property
     def listeners(self) -> list[Any]:
-        """Its connection to the bus that waits."""
+        """Its waiting connection to the bus."""
         return [self._subscriber] if self._subscriber is not None else []
 
     @property
     def leads(self) -> bool:
-        """Whether others go by what this host is answered."""
+        """True if other hosts use the answers to this host's queries."""
         return self.member is not None and self.member.standing is FleetRole.LEADER
 
     def now(self) -> Instant:
-        """This moment on the host's clocks."""
+        """Return the current time on the host's clocks."""
         return Instant(self._clock.now, self.place.wall_ns)
 
-    # -- what happens ------------------------------------------------------------------------------------------
+    # -- events ------------------------------------------------------------------------------------------------
 
     def nudge(self) -> None:
-        """A worker was cut."""
+        """Handle the cut of a worker."""
         if self.alive and not self._nudge_due:
             self._nudge_due = True
             self._clock.at(self._nudged_ns + _NUDGE_NS, self._hear_nudge)
@@ -190,7 +190,7 @@ class Host:
         self.take(Nudged(self.now()))
 
     def take(self, event: AnyEvent) -> None:
-        """One event, of the database's or of the fleet's."""
+        """Handle one event, of the database's or of the fleet's."""
         if not self.alive:
             return
         member = self.member
@@ -212,7 +212,7 @@ class Host:
         self._attend()
 
     def _speak(self, before: Member, member: Member, event: AnyEvent) -> None:
-        """Pass a nudge on, and report what is new."""
+        """Forward a nudge, and trace changes."""
         publisher, now_ns = self._publisher, self._clock.now
         if publisher is None:
             return
@@ -231,17 +231,17 @@ class Host:
             self._watcher.trace(f"doubts {member.doubts} at {type(event).__name__}")
 
     def note_question(self, role: Role) -> None:
-        """A server of *role* is asked."""
+        """Count a query to the server of *role*."""
         self._watcher.count(self, role)
 
     def note_silence(self, role: Role, asked_ns: int) -> None:
-        """A question has been unanswered for a while."""
+        """Handle a query that has been unanswered for a while."""
         waited_ns = self._clock.now - asked_ns
         if self.snapshot.phase in SWITCHING or (self.leads and waited_ns > FLEET_SILENCE_S * SECOND):
             self.take(ProbeFailed(self.now(), role, "silent"))
 
     def tick(self) -> None:
-        """Time has passed, or the voice is free."""
+        """Handle the passing of time, or a free publisher."""
         if not self.alive:
             return
         if self.place.stopped:
@@ -252,7 +252,7 @@ class Host:
     def _resolved(self, found: dict[str, tuple[str, ...]]) -> None:
         last = self._resolved_last
         if last is not None and last[1] is self.snapshot and last[0] == found:
-            # It changed nothing then, and nothing has changed.
+            # It changed nothing then, and the snapshot is the same.
             return
         self.take(Resolved(self.now(), found))
         self._resolved_last = (found, self.snapshot)
@@ -267,7 +267,7 @@ class Host:
         if role is not None:
             known, last = self._idle.get((type(event), role), (None, None))
             if known is before and _tells_same(last, event):
-                # It changed nothing then, and nothing has changed; what time alone changes comes with a tick.
+                # It changed nothing then, and the snapshot is the same; changes by time alone follow a tick.
                 return
         after = step(before, event, self._rules)
         if after is before or after == before:
@@ -278,10 +278,10 @@ class Host:
         self._watcher.see(before, after)
         self._replan()
 
-    # -- what follows --------------------------------------------------------------------------------------------
+    # -- reactions ---------------------------------------------------------------------------------------------
 
     def _attend(self) -> None:
-        """Do this host's duty, and look again when something else is due."""
+        """Do this host's duty, and set the timer for the next one."""
         now_ns, snapshot = self._clock.now, self.snapshot
         due_ns = min((end for end in snapshot.timers if end > now_ns), default=2**63)
         member = self.member
@@ -298,7 +298,7 @@ class Host:
                 self._publisher.publish(publication, member.fence)
                 todo = duty(self.member, snapshot, at)
             if todo.publication is not None:
-                # The voice says when it is free.
+                # The publisher calls tick() when it is free.
                 todo = replace(todo, publication=None, due_ns=now_ns + SECOND)
             self.duty = todo
             if before.asks != todo.asks or before.pace_ms != todo.pace_ms:
@@ -333,7 +333,7 @@ class Host:
         self._lookup.assign(todo.names, todo.resolve_ms)
 
     def report(self, *, nudged: bool = False) -> Report:
-        """The host as it is."""
+        """Return the report of the host's current state."""
         member = self.member
         assert member is not None
         return Report(
@@ -355,7 +355,7 @@ class Host:
 
 
 def _tells_same(one: object, other: object) -> bool:
-    """Whether two facts of one kind and role tell the same."""
+    """Return whether two facts of one kind and role have the same content."""
     if isinstance(one, StatusRead) and isinstance(other, StatusRead):
         return one.rows is other.rows
     if isinstance(one, Answered) and isinstance(other, Answered):
@@ -367,7 +367,7 @@ def _tells_same(one: object, other: object) -> bool:
 
 
 class Subscriber:
-    """Reads the bus; see bgpool/monitor/subscriber.py, which is a thread."""
+    """The model of bgpool/monitor/subscriber.py, a thread that reads the bus."""
 
     def __init__(self, host: Host, bus: Bus, rng: random.Random) -> None:
         self._host: Final = host
@@ -385,17 +385,18 @@ class Subscriber:
         self._counted: RosterCounts | None = None
         self._counted_ns = -SECOND
         self._reports_from_ns = 0
-        # How many of the hosts' stream were read, those before its beginning included; -1 while they are not read.
+        # The number of entries read of the hosts' stream, including those before its beginning; -1 while they are not
+        # read.
         self._reports_read = -1
 
     @property
     def place(self) -> Place:
-        """Whose it is."""
+        """The host's place."""
         return self._host.place
 
     @property
     def counts(self) -> bool:
-        """Whether it reads the hosts' reports."""
+        """True if it reads the hosts' reports."""
         return self._host.leads
 
     def start(self) -> None:
@@ -404,27 +405,27 @@ class Subscriber:
         self._clock.after(self._block_ns, self._look)
 
     def close(self) -> None:
-        """Hang up."""
+        """Disconnect."""
         if self._node is not None:
             self._node.listeners.pop(self, None)
         self._node = None
 
-    # -- what the bus does ---------------------------------------------------------------------------------------
+    # -- events of the bus ---------------------------------------------------------------------------------------
 
     def notice(self) -> None:
-        """There is something new."""
+        """Handle new entries."""
         if not self._pending:
             self._pending = True
             delay_ns = self._bus.latency_ns(self.place)
             self._clock.after(delay_ns, self._read)
 
     def hang_up(self) -> None:
-        """The connection is closed by the server."""
+        """Handle the server's close of the connection."""
         self._node = None
         self._clock.after(self._rng.randrange(MS, 30 * MS), self._fail, "the bus has hung up", self._next())
 
     def wait_in_vain(self) -> None:
-        """Nothing comes any more."""
+        """Handle a connection on which nothing arrives any longer."""
         if self._node is not None:
             self._clock.after(self._rng.randrange(500 * MS, 1100 * MS), self._time_out, self._next())
 
@@ -488,7 +489,7 @@ class Subscriber:
         self._tell_error(error)
 
     def _time_out(self, ticket: int) -> None:
-        # Nothing has failed that has come back in time.
+        # A read that has returned in time has not failed.
         if ticket == self._ticket and self._bus.reach(self.place) is not OK:
             self._fail("the bus does not answer", ticket)
 
@@ -498,7 +499,7 @@ class Subscriber:
             self._host.take(BusFailed(self._host.now(), error))
 
     def _look(self) -> None:
-        """Whenever a read has come back empty."""
+        """Run after each empty read."""
         host = self._host
         if not host.alive:
             return
@@ -574,7 +575,7 @@ class Subscriber:
 
 
 class Publisher:
-    """Writes to the bus, one thing after the other; see bgpool/monitor/publisher.py, which is a thread."""
+    """The model of bgpool/monitor/publisher.py, a thread that writes to the bus, one message after the other."""
 
     def __init__(self, host: Host, bus: Bus, rng: random.Random) -> None:
         self._host: Final = host
@@ -589,7 +590,7 @@ class Publisher:
 
     @property
     def is_busy(self) -> bool:
-        """Whether the last publication has not been written yet."""
+        """True if the last publication has not been written yet."""
         return self._publication is not None
 
     def start(self) -> None:
@@ -602,12 +603,12 @@ class Publisher:
         self._go()
 
     def nudge(self) -> None:
-        """Have the leader ask at once."""
+        """Make the leader query at once."""
         self._nudges = True
         self._go()
 
     def look(self, member: Member) -> None:
-        """Report in this host's turn if there is something new to report."""
+        """Report in this host's turn if there is a change to report."""
         turn_s = min(FLEET_LOOK_S, member.hosts * FLEET_TURN_TO_REPORT_S)
         self._look_at(self._clock.now + int(member.jitter * turn_s * SECOND))
 
@@ -625,7 +626,7 @@ class Publisher:
 
     @property
     def place(self) -> Place:
-        """Whose it is."""
+        """The host's place."""
         return self._host.place
 
     def _go(self) -> None:
@@ -670,7 +671,7 @@ class Publisher:
         self._go()
 
     def _pause(self) -> None:
-        """What failed at once may fail at once again."""
+        """Pause after a failure, as an immediate retry may fail, too."""
         self._look_ns = self._clock.now + _LOOK_NS
         self._clock.after(int(FLEET_PAUSE_S * SECOND), self._go_on)
         self._host.take(BusFailed(self._host.now(), "the bus does not answer"))
@@ -683,7 +684,7 @@ class Publisher:
         self._go()
 
     def _waits(self, call: Callable[..., object], *args: Any) -> bool:
-        """Whether the process is not there to be told; it is later if it is only stopped."""
+        """Return whether the process cannot handle the call now; one that is only stopped handles it later."""
         if self.place.stopped and self._host.alive:
             self.place.park(call, *args)
             return True
@@ -736,5 +737,5 @@ class Publisher:
 
 
 def _news(report: Report) -> tuple[object, ...]:
-    """What of a report others are to know at once."""
+    """Return the parts of a report whose changes other hosts must receive at once."""
     return report.phase, report.standing, report.order, report.fallbacks

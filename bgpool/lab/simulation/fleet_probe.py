@@ -1,4 +1,4 @@
-"""What a host of the model asks of the world itself: its servers, over connections that are kept, and names."""
+"""The queries of the model's hosts: to servers, over kept connections, and to DNS."""
 
 from __future__ import annotations
 
@@ -33,29 +33,29 @@ _AGAIN_NS: Final = 200 * MS
 
 
 class Asker(Protocol):
-    """Whose questions they are."""
+    """The owner of the queries."""
 
     alive: bool
 
     @property
     def place(self) -> Place:
-        """Where it is."""
+        """Its place."""
 
     def now(self) -> Instant:
-        """This moment on its clocks."""
+        """Return the current time on its clocks."""
 
     def take(self, event: Event) -> None:
-        """What a question came to."""
+        """Handle the result of a query."""
 
     def note_question(self, role: Role) -> None:
-        """A server of *role* is asked."""
+        """Count a query to the server of *role*."""
 
     def note_silence(self, role: Role, asked_ns: int) -> None:
-        """A question has been unanswered for a while."""
+        """Handle a query that has been unanswered for a while."""
 
 
 class Probe:
-    """The questions to one role; see bgpool/monitor/probe.py, which is a thread."""
+    """The model of bgpool/monitor/probe.py, a thread that queries the server of one role."""
 
     def __init__(self, asker: Asker, world: World, role: Role) -> None:
         self._asker: Final = asker
@@ -73,7 +73,7 @@ class Probe:
         self._ticket = 0
 
     def assign(self, target: Target | None, interval_ms: int, retry_ms: int, least_ms: int) -> None:
-        """Whom to ask and how often; what makes a question due sooner counts at once."""
+        """Set the target and the interval; a change that makes a query due sooner applies at once."""
         sooner = interval_ms * MS < self._interval_ns or target != self._target or least_ms * MS < self._least_ns
         self._target, self._interval_ns, self._retry_ns = target, interval_ms * MS, retry_ms * MS
         self._least_ns = least_ms * MS
@@ -81,14 +81,14 @@ class Probe:
             self.wake()
 
     def wake(self) -> None:
-        """Ask at once, or as soon as may be."""
+        """Query at once, or as soon as allowed."""
         if self._asking:
             self._woken = True
         else:
             self._ask_at(self._clock.now)
 
     def close(self) -> None:
-        """Hang up."""
+        """Disconnect."""
         link, self._link = self._link, None
         if link is not None:
             link.server.end(link)
@@ -139,7 +139,7 @@ class Probe:
     def _arrive(
         self, number: int, server: Server, then: Callable[[int, Server, Link | None], None], link: Link | None
     ) -> None:
-        """At the server."""
+        """Handle the query's arrival at the server."""
         if server.frozen:
             server.park(lambda: then(number, server, link))
             self._wait_in_vain(number)
@@ -206,7 +206,7 @@ class Probe:
         self._ask_at(self._clock.now if self._woken else self._clock.now + pause_ns)
 
     def _wait_in_vain(self, number: int) -> None:
-        """What is asked goes unanswered, as long as nobody thaws."""
+        """Leave the query unanswered until the server is thawed."""
         target = self._target
         limit_s = target.timeout_s if target is not None and target.timeout_s else MONITOR_STATEMENT_TIMEOUT_S
         self._clock.at(self._begun_ns + limit_s * SECOND, self._fail, number, "no answer")
@@ -222,7 +222,7 @@ class Probe:
 
 
 class Lookup:
-    """The names' addresses, by the resolver of the place."""
+    """The look-up of names, by the resolver of the place."""
 
     def __init__(self, asker: Asker, world: World, found: Callable[[dict[str, tuple[str, ...]]], None]) -> None:
         self._asker: Final = asker
@@ -235,7 +235,7 @@ class Lookup:
         self._told: dict[str, tuple[str, ...]] = {}
 
     def assign(self, names: tuple[str, ...], interval_ms: int) -> None:
-        """What to look up, and how often; a change counts at once."""
+        """Set the names and the interval; a change applies at once."""
         interval_ns = max(interval_ms * MS, _RESOLVE_NS)
         sooner = names != self._names or interval_ns < self._interval_ns
         self._names, self._interval_ns = names, interval_ns
@@ -266,12 +266,12 @@ class Lookup:
 
 @functools.lru_cache(maxsize=64)
 def _foreign(rows: tuple[StatusRow, ...]) -> tuple[StatusRow, ...]:
-    """The same of another deployment."""
+    """Return the same of another deployment."""
     return tuple(replace(row, endpoint=row.endpoint.replace("db", "other", 1)) for row in rows)
 
 
 def _state(server: Server, role: Role) -> tuple[Answered, StatusRead | MetadataAbsent | MetadataFailed]:
-    """What the server says, whenever it arrives."""
+    """Return the server's answer at the time of the call."""
     answered = Answered(
         _NEVER,
         role,

@@ -1,4 +1,4 @@
-"""What goes wrong in a simulated fleet, beside what happens to its databases: drawn at random."""
+"""Random faults of a simulated fleet, in addition to the events of its databases."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from bgpool.lab.simulation.fleet_bus import Bus, Place
 
 __all__ = ["LEADER", "Faults", "Stage", "draw_faults"]
 
-#: Whoever leads when it happens.
+#: The host that leads at the time of the fault.
 LEADER: Final = -1
 
 
 class Stage(Protocol):
-    """What faults act upon."""
+    """The targets of faults."""
 
     bus: Bus
 
     def find(self, number: int) -> int:
-        """The number of the host *number*, or of whoever leads."""
+        """Return the number of the host *number*, or of the leader."""
 
     def place(self, number: int) -> Place:
-        """Where the host *number* is; what it cannot reach from there, its shadow cannot either."""
+        """Return the place of the host *number*, which a fault also makes unreachable for its shadow."""
 
     def kill(self, number: int, away_ns: int) -> None:
         """End the monitor of the host *number*; the next one begins *away_ns* later."""
@@ -37,29 +37,29 @@ class Stage(Protocol):
         """Stop its processes for a while."""
 
     def cut_off(self, numbers: list[int], for_ns: int) -> None:
-        """Nothing passes between the bus and *numbers*."""
+        """Cut *numbers* off from the bus."""
 
     def cut_database(self, number: int, roles: tuple[int, ...], how: str, for_ns: int) -> None:
-        """Servers are out of its reach."""
+        """Cut the host off from servers."""
 
     def after(self, delay_ns: int, call: Callable[[], object]) -> None:
-        """Have *call* called."""
+        """Schedule *call*."""
 
 
 @dataclass
 class Faults:
-    """What goes wrong.
+    """The faults of a run.
 
     Attributes:
-        words: What it is, for the story.
-        steps: When, in seconds from IN_PROGRESS, and what.
-        late: The hosts that begin later, and when.
-        off_ns: How far hosts' clocks are ahead.
-        applications: The hosts whose application is another one than the others'.
+        words: Their descriptions, for the story.
+        steps: Their times, in seconds from IN_PROGRESS, and actions.
+        late: The hosts that begin later, and their times.
+        off_ns: The offsets of hosts' clocks; positive if they are ahead.
+        applications: The hosts of another application than the others'.
         wrong_clocks: Hosts whose clocks are wrong from some time on.
-        nudged: How probable it is that a host has connections that are cut when a server cuts them.
-        order: The newest order of the operator's; empty for none.
-        end_s: When the last of it is over.
+        nudged: The probability that a host has connections that are cut when a server cuts them.
+        order: The newest order of the operator; empty for none.
+        end_s: The end of the last fault.
     """
 
     words: list[str] = field(default_factory=list)
@@ -73,13 +73,13 @@ class Faults:
     end_s: float = 0.0
 
     def at(self, at_s: float, lasts_s: float, word: str, act: Callable[[Stage], object]) -> None:
-        """Have *act* happen at *at_s*."""
+        """Schedule *act* at *at_s*."""
         self.steps.append((at_s, word, act))
         self.end_s = max(self.end_s, at_s + lasts_s)
 
 
 def draw_faults(rng: random.Random, hosts: int) -> Faults:
-    """What goes wrong among *hosts* hosts."""
+    """Return random faults of *hosts* hosts."""
     faults = Faults()
     faults.off_ns = [rng.randrange(-200 * MS, 200 * MS) for _ in range(hosts)]
     faults.nudged = rng.choice((0.0, 0.1, 1.0))
@@ -90,7 +90,7 @@ def draw_faults(rng: random.Random, hosts: int) -> Faults:
 
 
 def _moment(rng: random.Random) -> float:
-    """When; mostly about the switchover."""
+    """Return a time, mostly near the switchover."""
     return rng.uniform(-6, 10) if rng.random() < 0.4 else rng.uniform(-1, 4)
 
 
@@ -99,7 +99,7 @@ def _some(rng: random.Random, hosts: int, most: int = 8) -> list[int]:
 
 
 def _who(rng: random.Random, hosts: int) -> list[int]:
-    """The leader, or a few."""
+    """Return the leader, or a few hosts."""
     return [LEADER] if rng.random() < 0.7 else _some(rng, hosts)
 
 

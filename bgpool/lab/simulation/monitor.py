@@ -31,7 +31,7 @@ __all__ = ["Monitor"]
 
 
 class Monitor:
-    """One monitor's life; the next one goes on from what this one published last."""
+    """One monitor's life; the next one continues with the last published snapshot."""
 
     def __init__(
         self, world: World, snapshot: Snapshot, rules: Rules, intervals: Intervals, publish: Callable[[Snapshot], None]
@@ -48,7 +48,8 @@ class Monitor:
         self._nudged = Promise()
         self._nudge_due, self._nudged_ns = False, -SECOND
         self._sessions: dict[Role, tuple[Target, Link] | None] = dict.fromkeys(Role)
-        # What each role, and DNS, said last that has changed nothing; of which the main loop is told no more.
+        # The last answers of each role, and of DNS, that have changed nothing; the main loop does not receive them
+        # again.
         self._settled: dict[Role | None, list[Event]] = {}
 
     def start(self) -> None:
@@ -59,14 +60,14 @@ class Monitor:
         self._clock.start(self._look_up())
 
     def kill(self) -> None:
-        """End it: nothing that it asked for is heard any more."""
+        """End it: answers to its queries are ignored from now on."""
         self._alive = False
         for session in self._sessions.values():
             if session is not None:
                 session[1].server.end(session[1])
 
     def nudge(self) -> None:
-        """A worker was cut; heard at most once in NUDGE_INTERVAL_S."""
+        """Handle the cut of a worker, at most once in NUDGE_INTERVAL_S."""
         if self._alive and not self._nudge_due:
             self._nudge_due = True
             self._clock.after(max(0, self._nudged_ns + int(NUDGE_INTERVAL_S * SECOND) - self._clock.now), self._hear)
@@ -94,7 +95,7 @@ class Monitor:
         replanned.keep()
 
     def _take_answer(self, who: Role | None, events: Sequence[Event]) -> None:
-        """What *who* says, None for DNS, unless it is known that it changes nothing."""
+        """Handle the answer of *who*, None for DNS, unless it is known to change nothing."""
         said = [replace(event, at=NEVER) for event in events]
         if self._settled.get(who) == said:
             return
@@ -136,7 +137,7 @@ class Monitor:
             yield self._clock.within(self._sooner(role), pause_ms * SECOND // 1000)
 
     def _sooner(self, role: Role) -> Promise:
-        """Kept when the plan becomes such that a poll is due at once."""
+        """Return a promise that is kept when a poll is due sooner because the plan changes."""
         sooner, before = Promise(), (self._target(role), self._plan.pace_ms(role))
 
         def look(_: Any) -> None:
@@ -150,10 +151,10 @@ class Monitor:
         return sooner
 
     def _ask(self, role: Role, target: Target) -> Task:
-        """One question; whether it was answered."""
+        """Make one query; return whether it was answered."""
         limit_ns = int((target.timeout_s or MONITOR_STATEMENT_TIMEOUT_S) * SECOND)
         question = self._clock.within(self._question(role, target), limit_ns, "no answer")
-        # The main loop notes silence in a switchover, long before the question is given up.
+        # The main loop notes silence in a switchover, long before the query times out.
         self._clock.after(int(SILENCE_S * SECOND), self._note_silence, role, question)
         answer = yield question
         if not self._alive:
@@ -172,7 +173,7 @@ class Monitor:
             self._take(ProbeFailed(self._now(), role, "silent"))
 
     def _question(self, role: Role, target: Target) -> Promise:
-        """Kept with the events that the answer comes to, or with what went wrong."""
+        """Return a promise that is kept with the events of the answer, or with the text of an error."""
         answer = Promise()
         self._clock.start(self._exchange(role, target, answer))
         return answer

@@ -1,4 +1,4 @@
-"""One simulated switchover: drawn from a seed, run on a clock that jumps, and held to what was promised."""
+"""One simulated switchover: drawn from a seed, run on a clock that jumps, and checked against bgpool's promises."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from bgpool.settings import Settings
 __all__ = ["Outcome", "script_of", "simulate", "simulate_many"]
 
 INTERVALS: Final = Intervals(baseline_ms=1000, increased_ms=1000, high_ms=100)
-#: How long it is calm at the end of a run: longer than what was begun before may take, a function of 3 s for example.
+#: The calm time at the end of a run: longer than the work under way may take, for example a function of 3 s.
 CALM_NS: Final = 6 * SECOND
-#: The longest that a unit of work takes that begins in the calm, on the slowest servers.
+#: The longest duration of a unit of work that begins in the calm, on the slowest servers.
 SHORT_NS: Final = 3 * SECOND
 CHUNK: Final = 100
 TABLE: Final = "bgpool_receipts"
@@ -37,15 +37,15 @@ TABLE: Final = "bgpool_receipts"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a seed came to.
+    """The result of a seed.
 
     Attributes:
-        story: What was drawn.
-        acknowledged: Units of work whose callers were told that they are applied.
-        unknown: Those whose callers were told that nobody can tell.
-        already: Runs of a unit that another run had applied.
-        release_s: From the first evidence to the release; None where there was none.
-        violations: What was promised and not kept.
+        story: The description of the drawn events.
+        acknowledged: The number of units of work that were reported to their callers as applied.
+        unknown: The number of units that were reported with an unknown outcome.
+        already: The number of runs of a unit that another run had applied.
+        release_s: The time from the first evidence to the release; None if there was none.
+        violations: The broken promises.
     """
 
     seed: int
@@ -62,18 +62,18 @@ def simulate(seed: int, *, trace: Callable[[str], None] | None = None) -> Outcom
 
     Args:
         seed: Any whole number.
-        trace: Called with a line for everything that happens.
+        trace: A callable that receives a line for each event.
     """
     return _Run(seed, trace).run()
 
 
 def script_of(seed: int) -> Script:
-    """What is drawn from *seed*."""
+    """Return the script of *seed*."""
     return draw(random.Random(seed))
 
 
 def simulate_many(count: int, first_seed: int = 0, *, processes: int = 1) -> Iterator[Outcome]:
-    """The outcomes of *count* seeds from *first_seed* on, in order; in *processes* processes if more than one."""
+    """Yield the outcomes of *count* seeds from *first_seed* on, in order; in *processes* processes if more than one."""
     seeds = range(first_seed, first_seed + count)
     if processes <= 1:
         yield from map(simulate, seeds)
@@ -97,7 +97,7 @@ class _Run:
         self._monitor: Monitor | None = None
         self._watched_since = 0
         self._workers: Final[list[Worker]] = []
-        # What is to be run again, and what died while it was run.
+        # The jobs to run again, and the keys of jobs whose worker died.
         self._again: Final[list[Job]] = []
         self._died: Final[set[Key]] = set()
         self._violations: Final[dict[str, None]] = {}
@@ -129,7 +129,7 @@ class _Run:
         applied, unknown, already = (told.count(word) for word in ("applied", "unknown", "already"))
         return Outcome(self._seed, script.story, applied, unknown, already, release_s, tuple(self._violations))
 
-    # -- what happens --------------------------------------------------------------------------------------------
+    # -- events ------------------------------------------------------------------------------------------------
 
     def _note(self, text: str) -> None:
         if text == "green promoted":
@@ -166,7 +166,7 @@ class _Run:
         self._clock.after(rng.randrange(0, 8 * SECOND), self._try_green, worker)
 
     def _try_green(self, worker: Worker) -> None:
-        """The login on green that is tried while the deployment waits shows whether receipts get there."""
+        """Try the login on green that shows, while the deployment waits, if receipts reach it."""
         world = self._world
         if worker.receipts is not None and self._published.phase is Phase.CREATED:
             worker.receipts.reach_green = world.logical and world.receipts_reach
@@ -190,7 +190,7 @@ class _Run:
             self._clock.after(self._rng.randrange(0, 2 * SECOND), self._again.append, job)
 
     def _choose(self, worker: Worker) -> Job:
-        """What *worker* does next."""
+        """Return the next job of *worker*."""
         rng = self._rng
         if not self._script.tasks or rng.random() > 0.5:
             return Job(worker.new_key())
@@ -199,7 +199,7 @@ class _Run:
         key = worker.new_key()
         job = Job(key, f"task-{key[0]}-{key[1]}")
         if rng.random() < 0.4:
-            # Given to another one as well, as queues do whose worker takes long.
+            # Another worker gets it as well, like from a queue whose worker takes long.
             self._run_again(job)
         return job
 
@@ -226,7 +226,7 @@ class _Run:
             self._clock.after(self._rng.randrange(0, 3 * MS), worker.see, self._sequence, snapshot)
 
     def _look_for_release(self, snapshot: Snapshot) -> None:
-        # In the timeline: a monitor that comes back late may go through POST within one step.
+        # In the timeline: a monitor that returns late may go through POST within one step.
         if self._released_ns is None and any(entry.event == Phase.POST.name for entry in snapshot.timeline):
             self._released_ns = self._clock.now
             world = self._world
@@ -248,7 +248,7 @@ class _Run:
                 if action not in (Action.HOLD, Action.REJECT):
                     self._complain(f"green is {action.value} in {snapshot.phase.name}")
 
-    # -- what was promised ---------------------------------------------------------------------------------------
+    # -- the promises ------------------------------------------------------------------------------------------
 
     def _judge(self) -> None:
         script, world = self._script, self._world
@@ -274,7 +274,7 @@ class _Run:
         self._judge_release()
 
     def _judge_units(self, survivor: Server) -> None:
-        """Every unit was applied once if anybody was told so, once at most otherwise, and as its callers were told."""
+        """Check that every unit was applied once if it was reported so, otherwise at most once, and as reported."""
         told: dict[Key, list[Run]] = {}
         for worker in self._workers:
             for run in worker.runs:
@@ -302,7 +302,7 @@ class _Run:
         if self._released_ns is None:
             self._complain("never released")
             return
-        # A monitor that was away has to come back first, and one that was stalled to be answered.
+        # A monitor that was away must return first, and a stalled one must get an answer.
         bound = max(evidence, self._watched_since) + script.release_bound_ns
         if self._released_ns > bound:
             late = (self._released_ns - bound) / SECOND
@@ -319,7 +319,7 @@ def _dsn(mysql: bool) -> Dsn:
 
 
 def _place(mysql: bool, receipts: str, timeout_ms: int, release_on_dns: bool) -> tuple[Dsn, Settings]:
-    """Where the workers' pools lead, and what their parameters are."""
+    """Return the destination of the workers' pools, and their parameters."""
     settings = Settings(
         bg_id="sim",
         bg_receipts_table=TABLE if receipts else None,

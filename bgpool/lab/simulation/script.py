@@ -1,4 +1,4 @@
-"""What happens in one simulated switchover: drawn at random, in the order in which AWS does it, with faults."""
+"""The events of one simulated switchover: drawn at random, in AWS's order, with faults."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from bgpool.lab.simulation.world import CONNECT_TIMEOUT_NS, World
 __all__ = ["UNHURRIED_MS", "Death", "Script", "draw"]
 
 ZERO_NS: Final = 8 * SECOND
-"""When IN_PROGRESS begins; time enough before it to become ready."""
+"""The beginning of IN_PROGRESS; enough time before it to become ready."""
 
 UNHURRIED_MS: Final = 180_000
 
 Note = Callable[[str], None]
 
-#: The parameter bg_receipts, empty for no table; and where there is a table, with its rows on green.
+#: The parameter bg_receipts, empty for no table; and, with a table, the servers that have it and its rows.
 RECEIPTS: Final = ("", "switchover", "switchover", "always")
 TABLES: Final = ("both",) * 6 + ("missing", "blue only", "not replicated")
 
@@ -30,7 +30,7 @@ MODES: Final = ("normal",) * 4 + ("frozen", "deleted", "empty", "absent", "error
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """A monitor ends, and the next begins *away_ns* later."""
+    """The end of a monitor; the next begins *away_ns* later."""
 
     at_ns: int
     away_ns: int
@@ -41,25 +41,26 @@ class Script:
     """One switchover.
 
     Attributes:
-        story: What was drawn, in a line.
-        rolled_back: Blue survives.
-        hangs: The switchover never ends, and no server lets anybody in again.
-        may_fail: Callers may see errors: the switchover outlasts what they wait for.
-        evidence_ns: From when on the monitor can know that green took over; None where it never can, or is not to.
-        release_bound_ns: How long after that the release may come.
-        end_ns: When the story ends, unless a step or a fault comes later: see calm_ns.
-        window: When the metadata tell that there is a switchover, whatever they say later.
-        unhurried: Nothing ends by a timer.
+        story: The description of the drawn events, in a line.
+        rolled_back: True if blue remains the primary.
+        hangs: True if the switchover never ends, and no server accepts clients again.
+        may_fail: True if callers may see errors: the switchover outlasts their waits.
+        evidence_ns: The time from which the monitor can know that green took over; None if it never can, or must not.
+        release_bound_ns: The allowed delay of the release after that.
+        end_ns: The end of the story, unless a step or a fault is later: see calm_ns.
+        window: The time in which the metadata report the switchover, whatever they report later.
+        unhurried: True if no timer ends anything.
         receipts: The parameter bg_receipts; empty for no table.
-        table: What there is of that table.
-        mysql: The engine is MySQL; else it is PostgreSQL.
-        green: What it is: a physical replica, or a logical one, which is read-only or takes writes all the time.
-        tasks: Some units have ids that their callers give, and are run again by others.
-        deployed: There is a deployment.
-        hang, same_lineage, loses_tail: As World has them.
-        own_ids: How many transactions of its own a logical green has had.
-        old_blue: After the switchover it is ``there``, lets clients in ``late``, is ``restarted``, or ``gone``.
-        network_cuts: When connections of workers are lost, while servers and clients live.
+        table: The servers that have that table.
+        mysql: True if the engine is MySQL; else it is PostgreSQL.
+        green: The kind of green: a physical replica, or a logical one, which is read-only or accepts writes all the
+            time.
+        tasks: True if some units have ids from their callers, and are run again by other workers.
+        deployed: True if there is a deployment.
+        hang, same_lineage, loses_tail: The same as in World.
+        own_ids: The number of transactions of its own that a logical green has had.
+        old_blue: After the switchover it is ``there``, accepts clients ``late``, is ``restarted``, or ``gone``.
+        network_cuts: The times at which workers' connections are lost, while servers and clients continue.
     """
 
     rng: random.Random
@@ -96,18 +97,18 @@ class Script:
 
     @property
     def sound(self) -> bool:
-        """Whether receipts are to decide wherever they are left."""
+        """True if receipts decide every outcome for which one is left."""
         return bool(self.receipts) and self.table == "both"
 
     @property
     def calm_ns(self) -> int:
-        """From when on nothing happens, and nobody has a good reason to wait."""
+        """The time from which no event happens, and no caller has a good reason to wait."""
         steps = (at_ns for at_ns, _, _ in self.steps)
         back = (death.at_ns + death.away_ns for death in self.monitor_deaths)
         return max(self.end_ns, *steps, *back, *self.network_cuts, *self.worker_starts, *self.worker_deaths)
 
     def prepare(self, world: World) -> None:
-        """Make *world* what was drawn."""
+        """Prepare *world* according to the script."""
         blue, green = world.blue, world.green
         world.refuses_commits, world.logical = self.mysql, self.green != "physical"
         world.same_lineage, world.loses_tail, world.hang = self.same_lineage, self.loses_tail, self.hang
@@ -119,17 +120,17 @@ class Script:
             blue.receipts = {}
             green.receipts = None if self.table == "blue only" else {}
         world.receipts_reach = self.table == "both"
-        # A logical replica's count goes on where blue's was, and then goes its own way.
+        # A logical replica's count begins at blue's, and is then its own.
         for _ in range(self.own_ids if world.logical else 0):
             green.give_id(None)
 
     def stage(self, world: World, note: Note) -> None:
-        """Have the steps happen in *world*."""
+        """Schedule the steps in *world*."""
         for at_ns, name, act in self.steps:
             world.clock.at(at_ns, _do, world, name, act, note)
 
     def at(self, seconds: float, name: str, act: Callable[[World], object]) -> None:
-        """Have *act* happen *seconds* after IN_PROGRESS."""
+        """Schedule *act* *seconds* after IN_PROGRESS."""
         self.steps.append((self.zero_ns + int(seconds * SECOND), name, act))
 
 
@@ -139,7 +140,7 @@ def _do(world: World, name: str, act: Callable[[World], object], note: Note) -> 
 
 
 def draw(rng: random.Random) -> Script:
-    """A script, drawn with *rng*."""
+    """Return a script, drawn with *rng*."""
     script = Script(rng)
     script.mode = rng.choice(MODES)
     if rng.random() < 0.2:
@@ -173,7 +174,7 @@ def draw(rng: random.Random) -> Script:
 
 
 def _faults(script: Script) -> list[str]:
-    """Faults of the surroundings; each a word for the story."""
+    """Draw faults of the surroundings; return a word for the story for each."""
     rng, found = script.rng, []
     script.at(-8.0, "set up", lambda world: world.publish("AVAILABLE") if script.deployed else None)
     if rng.random() < 0.2:
@@ -193,7 +194,7 @@ def _faults(script: Script) -> list[str]:
 
 
 def _database(script: Script) -> list[str]:
-    """What servers they are, and what units of work rely on; each a word for the story."""
+    """Draw the servers, and the means of units of work; return a word for the story for each."""
     rng = script.rng
     script.mysql = rng.random() < 0.35
     if script.mysql:
@@ -204,7 +205,7 @@ def _database(script: Script) -> list[str]:
     script.same_lineage = rng.random() < 0.3
     script.loses_tail = rng.random() < 0.3
     script.receipts = rng.choice(RECEIPTS)
-    # What is replicated physically, or by a binary log, is so as a whole.
+    # Physical replication, and that by a binary log, carry all tables.
     whole = script.mysql or script.green == "physical"
     script.table = rng.choice(TABLES if not whole else ("both", "both", "both", "missing"))
     script.tasks = script.sound and rng.random() < 0.6
@@ -213,7 +214,7 @@ def _database(script: Script) -> list[str]:
     script.old_blue = rng.choice(("there", "there", "late", "restarted", "gone"))
     if rng.random() < 0.3:
         for _ in range(rng.randrange(1, 4)):
-            # Later ones may be no switchover's, and a unit's caller is told of those.
+            # Later cuts may be unrelated to the switchover, and a unit's caller receives these as errors.
             at_s = rng.uniform(1, 8) if rng.random() < 0.3 else rng.uniform(-4, 1)
             script.network_cuts.append(script.zero_ns + int(at_s * SECOND))
             script.may_fail = script.may_fail or at_s > 1
@@ -228,7 +229,7 @@ def _database(script: Script) -> list[str]:
 
 
 def _hold_commits(script: Script, at_s: float) -> None:
-    """Perhaps: COMMITs that are sent before *at_s* take until then and longer, so that they are cut."""
+    """Draw COMMITs that are sent before *at_s* and take longer than that, so that they are cut; or none."""
     rng = script.rng
     if rng.random() < 0.85:
         held = (rng.choice((0.5, 1.0, 1.0)), rng.randrange(300 * MS, 2500 * MS), rng.choice((0.0, 0.5, 1.0)))
@@ -237,7 +238,7 @@ def _hold_commits(script: Script, at_s: float) -> None:
 
 
 def _failovers(script: Script, faults: list[str]) -> None:
-    """Blue fails over, and there is no switchover; perhaps no deployment."""
+    """Draw failovers of blue without a switchover, perhaps without a deployment."""
     rng = script.rng
     script.rolled_back, script.may_fail, script.mode = True, True, "normal"
     script.deployed = rng.random() < 0.5
@@ -251,7 +252,7 @@ def _failovers(script: Script, faults: list[str]) -> None:
 
 
 def _fail_over(script: Script, at_s: float) -> None:
-    """Blue's server ends, and starts again, or its standby takes over under the same name."""
+    """End blue's server, which starts again, or whose standby takes over under the same name."""
     rng = script.rng
     moves = rng.random() < 0.5
     _hold_commits(script, at_s)
@@ -270,7 +271,7 @@ def _switchover(script: Script, faults: list[str]) -> None:
     if rng.random() < 0.1:
         script.timeout_ms = rng.randrange(2000, 8000)
         script.unhurried = False
-        # The timer sends callers back by name, and there has to be somebody.
+        # The timer sends callers back by name, where a server must be.
         script.old_blue = "there"
         faults.append(f"times out after {script.timeout_ms} ms")
     open_s = promoted_s + rng.uniform(0.0, 0.2)
@@ -278,7 +279,7 @@ def _switchover(script: Script, faults: list[str]) -> None:
     renamed_s = open_s + rng.uniform(0.3, 3)
     moved_s = open_s + rng.uniform(0.5, 6)
     gone_s = moved_s + rng.uniform(0.3, 3)
-    # Not where the timer sends callers back by name, which may be to old blue: docs/phases.md says so.
+    # Not if the timer sends callers back by name, possibly to old blue: see docs/phases.md.
     blue_writes_again = rng.random() < 0.2 and script.unhurried and script.old_blue == "there"
     script.at(-lead_s, "INITIATED", lambda world: world.publish("SWITCHOVER_INITIATED"))
     script.at(0.0, "IN_PROGRESS", lambda world: world.publish("SWITCHOVER_IN_PROGRESS"))
@@ -287,7 +288,7 @@ def _switchover(script: Script, faults: list[str]) -> None:
     if idle_survive:
         faults.append("idle connections are not cut")
     _hold_commits(script, rng.choice((stop_s, drop_s, catch_up_s)))
-    # As far as a logical green goes, AWS may let clients in all the time.
+    # With a logical green, AWS may accept clients all the time.
     early_s = _early(script, drop_s, open_s)
     if early_s is not None:
         faults.append(f"POST is told {promoted_s - early_s:.1f} s before green takes writes")
@@ -316,7 +317,7 @@ def _switchover(script: Script, faults: list[str]) -> None:
     script.at(moved_s, "blue DNS moved", _move_dns)
     script.at(gone_s, "green DNS gone", lambda world: world.dns.pop(world.green_name))
     if blue_writes_again:
-        # It stays read-only until it is rebooted, or somebody says otherwise.
+        # It stays read-only until it is rebooted, or made writable.
         script.at(max(old_open_s, moved_s) + 3, "old blue takes writes", _writable)
     if script.mode in ("normal", "odd words"):
         script.at(gone_s + 0.1, "COMPLETED", lambda world: world.publish("SWITCHOVER_COMPLETED"))
@@ -329,7 +330,7 @@ def _switchover(script: Script, faults: list[str]) -> None:
     if locked:
         script.at(-lead_s - 0.5, f"monitor locked out of {locked}", lambda world: _lock_out(world, locked))
         faults.append(f"monitor locked out of {locked}")
-    # Where nothing is in the way, green shows at once that it took over.
+    # If nothing prevents it, green shows at once that it took over.
     if not locked and script.green != "takes writes":
         followed_s = min(unsubscribed_s, promoted_s + GREEN_WAIT_S)
         script.evidence_ns = script.zero_ns + int(max(open_s, followed_s) * SECOND)
@@ -339,20 +340,20 @@ def _switchover(script: Script, faults: list[str]) -> None:
         script.release_bound_ns += 8 * SECOND
     script.end_ns = script.zero_ns + int((gone_s + 1) * SECOND)
     if script.old_blue == "gone":
-        # Those whose COMMITs were cut ask it all the same, and before that a connect that they began may run out.
+        # Units whose COMMITs were cut query it all the same, and before that a connection attempt may time out.
         script.end_ns += int(OLD_BLUE_S * SECOND) + CONNECT_TIMEOUT_NS
-    # The timer ends the hold by name: whatever blue says then is what callers are told.
+    # The timer ends the hold by name: callers then receive blue's errors.
     script.may_fail = script.may_fail or not script.unhurried
     silent = script.mode not in ("normal", "odd words") or bool(locked)
     script.window = (script.zero_ns - int(lead_s * SECOND), script.zero_ns + int((drop_s + 0.2) * SECOND))
     if silent and (lead_s < 1.5 or _missed(script)):
-        # Polls come once a second before a switchover is known of. One that passes between two of them, with
-        # metadata that tell nothing afterwards, is none that a monitor can know of before DNS moves.
+        # Before a switchover is known, polls are a second apart. If its announcement passes between two of them, and
+        # the metadata report nothing afterwards, a monitor cannot know of it before DNS changes.
         script.evidence_ns, script.may_fail, script.unhurried = None, True, False
 
 
 def _hang(script: Script) -> None:
-    """The switchover begins, and nothing more is ever heard of it."""
+    """Begin a switchover that never ends."""
     rng = script.rng
     script.rolled_back, script.rollback_phase, script.hangs = True, "nowhere: it hangs", True
     script.timeout_ms = rng.randrange(2000, 8000)
@@ -364,7 +365,7 @@ def _hang(script: Script) -> None:
 
 
 def _missed(script: Script) -> bool:
-    """Whether no monitor was there for as long as it takes to see the switchover begin."""
+    """Return whether no monitor was there for long enough to see the beginning of the switchover."""
     begin, end = script.window
     return any(death.at_ns < end and death.at_ns + death.away_ns > begin - SECOND for death in script.monitor_deaths)
 
@@ -387,8 +388,8 @@ def _rollback(script: Script) -> None:
 
 
 def _early(script: Script, drop_s: float, open_s: float) -> float | None:
-    """When the metadata say POST before green takes writes, if they do."""
-    # Later than the monitor takes to be back on a green that has cut it, and to hear from there.
+    """Return the time at which the metadata report POST before green accepts writes; None if they do not."""
+    # Later than a monitor needs to reconnect to a green that has cut it, and to get an answer.
     first_s = drop_s + 1.0
     hurried = script.timeout_ms < UNHURRIED_MS
     if script.mode != "normal" or hurried or not script.green.startswith("read-only") or first_s >= open_s - 0.2:
@@ -397,7 +398,7 @@ def _early(script: Script, drop_s: float, open_s: float) -> float | None:
 
 
 def _metadata(script: Script, drop_s: float, open_s: float, early_s: float | None) -> None:
-    """What the metadata say once connections were dropped."""
+    """Draw the metadata after the cut of connections."""
     rng, mode = script.rng, script.mode
     if mode in ("normal", "odd words"):
         if mode == "odd words":
@@ -428,7 +429,7 @@ def _black_hole(script: Script, faults: list[str], catch_up_s: float, promoted_s
         faults.append("green is a black hole")
 
 
-# -- what steps do -----------------------------------------------------------------------------------------------
+# -- actions of steps ---------------------------------------------------------------------------------------------
 
 
 def _crash(world: World) -> None:

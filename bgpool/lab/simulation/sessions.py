@@ -1,7 +1,7 @@
 """Drivers' connections of the model, and bgpool's own units of work on them.
 
-What a unit decides is bgpool's. A session answers as a driver's connection does, and raises the driver's errors; a
-unit of the model overrides only how a statement gets to the server.
+The decisions of a unit are bgpool's. A session answers like a driver's connection, and raises the driver's errors. A
+unit of the model overrides only the way of a statement to the server.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _LOCK_WAIT: Final = re.compile(r"SESSION innodb_lock_wait_timeout = (\d+)")
 
 
 class Died(BaseException):
-    """The process is dead: nothing of it goes on."""
+    """The process is dead: none of its tasks continues."""
 
 
 class Session(Link):
@@ -75,15 +75,15 @@ class Session(Link):
 
     @property
     def bgpool_is_open(self) -> bool:
-        """As Aware says."""
+        """See Aware."""
         return not self.lost.kept
 
     async def said(self, answer: Promise, doubt: str = NO_DOUBT) -> Any:
-        """What the server answers.
+        """Wait for the server's answer and return it.
 
         Raises:
-            Exception: The driver's, or what it means in a switchover: the connection was lost, a write was refused.
-            Died: The process ended meanwhile.
+            Exception: The driver's error, or its meaning in a switchover: the connection was lost, a write was refused.
+            Died: The process ended in the meantime.
         """
         first = Promise()
         answer.then(first.keep)
@@ -98,7 +98,7 @@ class Session(Link):
         return found
 
     def check_open(self, doubt: str = NO_DOUBT) -> None:
-        """Raise what a driver raises that finds its connection closed."""
+        """Raise the driver's error for a closed connection if it is closed."""
         if not self.worker.alive:
             raise Died
         if self.lost.kept:
@@ -111,7 +111,7 @@ class Session(Link):
         self.in_block = True
 
     async def write(self, key: Key) -> None:
-        """What a unit's function does."""
+        """Write a row, like the function of a unit."""
         self.check_open()
         self.bgpool_writes = True if self.bgpool_writes is not None else None
         await self.said(self.server.insert(self, key))
@@ -123,7 +123,7 @@ class Session(Link):
         self.in_block = False
 
     async def rollback(self) -> None:
-        """Roll back, quietly."""
+        """Roll back without errors."""
         self.in_block = self.has_failed = False
         if self.bgpool_is_open and self.worker.alive:
             self.server.roll_back(self)
@@ -143,33 +143,33 @@ class Session(Link):
         return generation.explain_read_only(error) if generation.is_switching() else error
 
     async def bgpool_asettle_refusal(self) -> None:
-        """As Aware says: it was the server's, in the model always."""
+        """See Aware. In the model, a refusal is always the server's."""
         if self._unsettled and self.bgpool_is_open:
             await self.rollback()
             self._unsettled = False
             self.bgpool_unfit = self.bgpool_generation.note_refusal()
 
     def lost_error(self) -> Exception:
-        """What the driver raises for a lost connection."""
+        """Return the driver's error for a lost connection."""
         raise NotImplementedError
 
     def refusal(self) -> Exception:
-        """What the driver raises for a refused write."""
+        """Return the driver's error for a refused write."""
         raise NotImplementedError
 
     async def claim(self, receipt_id: str, unit: str, wait_ns: int, *, if_written: bool = False) -> str:
-        """Insert a receipt; what the server says, see Server.claim."""
+        """Insert a receipt and return the server's answer; see Server.claim."""
         self.check_open()
         found: str = await self.said(self.server.claim(self, receipt_id, unit, wait_ns, if_written=if_written))
         return found
 
     async def asked(self, question: Callable[[], Any]) -> Any:
-        """What the server finds for *question*."""
+        """Return the server's answer to *question*."""
         self.check_open()
         return await self.said(self.server.do(lambda: CUT if self.ended else question()))
 
     async def writer(self, query: str) -> tuple[Any, ...]:
-        """The row of the query for the unit that has left a receipt."""
+        """Return the row of the query for the unit that has left a receipt."""
         found = _WRITER.search(query)
         assert found is not None, query
         receipts = self.server.receipts or {}
@@ -181,19 +181,19 @@ class Session(Link):
 
 
 class PostgresSession(Session):
-    """With what units ask of psycopg's connections."""
+    """A session with the attributes of psycopg's connections that units use."""
 
     autocommit = False
     read_only = None
 
     @property
     def pgconn(self) -> PostgresSession:
-        """What has the state of libpq's connection."""
+        """The object with the state of libpq's connection."""
         return self
 
     @property
     def info(self) -> PostgresSession:
-        """What has the address."""
+        """The object with the address."""
         return self
 
     @property
@@ -203,12 +203,12 @@ class PostgresSession(Session):
 
     @property
     def status(self) -> ConnStatus:
-        """As libpq's."""
+        """The same as libpq's."""
         return ConnStatus.OK if self.bgpool_is_open else ConnStatus.BAD
 
     @property
     def transaction_status(self) -> TransactionStatus:
-        """As libpq's."""
+        """The same as libpq's."""
         if not self.bgpool_is_open:
             return TransactionStatus.UNKNOWN
         if self.has_failed:
@@ -216,22 +216,22 @@ class PostgresSession(Session):
         return TransactionStatus.INTRANS if self.in_block else TransactionStatus.IDLE
 
     def parameter_status(self, name: bytes) -> bytes:
-        """As libpq's."""
+        """Return the same as libpq's."""
         return b"on" if self.reported_read_only and name == b"default_transaction_read_only" else b"off"
 
     def lost_error(self) -> Exception:
-        """As Session says."""
+        """See Session."""
         return psycopg.OperationalError("server closed the connection unexpectedly")
 
     def refusal(self) -> Exception:
-        """As Session says."""
+        """See Session."""
         return psycopg.errors.ReadOnlySqlTransaction("cannot execute INSERT in a read-only transaction")
 
     async def saved(self, query: str) -> tuple[Any, ...]:
-        """The first row of *query*, in a savepoint.
+        """Return the first row of *query*, run in a savepoint.
 
         Raises:
-            psycopg.Error: It failed; the transaction is as it was before, unless the connection is lost.
+            psycopg.Error: It failed; the transaction is in its earlier state, unless the connection is lost.
         """
         try:
             return await self._row(query)
@@ -267,7 +267,7 @@ class PostgresSession(Session):
         return rows
 
     async def answer(self, query: str, *params: Any) -> tuple[Any, ...]:
-        """The answer to a question of outcome_by."""
+        """Return the answer to a question of outcome_by."""
         server = self.server
         if query == LINEAGE:
             return (await self.asked(lambda: self.world.lineage_of(server)),)
@@ -287,7 +287,7 @@ class ModelPostgresUnit(PostgresUnit[Any, R]):
     """bgpool's own unit of work on PostgreSQL, on sessions of the model."""
 
     async def asaved(self, connection: Any, query: str) -> tuple[Any, ...]:
-        """As PostgresUnit says."""
+        """See PostgresUnit."""
         session: PostgresSession = connection
         return await session.saved(query)
 
@@ -301,7 +301,7 @@ class ModelPostgresUnit(PostgresUnit[Any, R]):
             lender.putconn(session)
 
     async def aask_old_blue(self, trace: Trace) -> Outcome:
-        """As PostgresUnit says."""
+        """See PostgresUnit."""
         worker: Any = self._lender
 
         async def ask(seconds: float) -> Outcome:
@@ -320,20 +320,20 @@ class ModelPostgresUnit(PostgresUnit[Any, R]):
         return await until_told(ask, self._waits, self.left_s)
 
     async def ahousekeep(self, connection: Any) -> None:
-        """Nothing: the model has no old receipts."""
+        """Do nothing: the model has no old receipts."""
 
     def begin_block(self, connection: Any) -> Any:
-        """As Unit says."""
+        """See Unit."""
         session: PostgresSession = connection
         return session.begin()
 
     def commit_block(self, connection: Any) -> Any:
-        """As Unit says."""
+        """See Unit."""
         session: PostgresSession = connection
         return session.commit()
 
     async def aabandon(self, connection: Any, error: BaseException) -> None:
-        """As PostgresUnit says."""
+        """See PostgresUnit."""
         session: PostgresSession = connection
         if not self._is_finished and isinstance(error, Exception):
             await session.rollback()
@@ -344,38 +344,38 @@ class ModelPostgresUnit(PostgresUnit[Any, R]):
 
 
 class MysqlSession(Session):
-    """With what units ask of PyMySQL's connections."""
+    """A session with the attributes of PyMySQL's connections that units use."""
 
     lock_wait_s = 50
 
     def get_autocommit(self) -> bool:
-        """As PyMySQL's."""
+        """Return the same as PyMySQL's."""
         return False
 
-    #: Each commit is looked at closely.
+    #: Each commit is checked in full.
     bgpool_can_commit = False
 
     def bgpool_settle(self) -> None:
-        """As MysqlConnection says."""
+        """See MysqlConnection."""
 
     def bgpool_check_transaction(self) -> None:
-        """As MysqlConnection says."""
+        """See MysqlConnection."""
 
     @property
     def bgpool_in_transaction(self) -> bool:
-        """As MysqlConnection says."""
+        """See MysqlConnection."""
         return self.in_block
 
     def lost_error(self) -> Exception:
-        """As Session says."""
+        """See Session."""
         return pymysql.OperationalError(2013, "Lost connection to MySQL server during query")
 
     def refusal(self) -> Exception:
-        """As Session says."""
+        """See Session."""
         return pymysql.OperationalError(1290, "The MySQL server is running with the --read-only option")
 
     async def row(self, query: str) -> tuple[Any, ...] | None:
-        """The first row of *query*."""
+        """Return the first row of *query*."""
         server = self.server
         if "information_schema" in query:
             there = await self.asked(lambda: server.receipts is not None)
@@ -405,25 +405,25 @@ class ModelMysqlUnit(MysqlUnit[R]):
     """bgpool's own unit of work on MySQL, on sessions of the model."""
 
     async def arow(self, connection: Any, query: str) -> tuple[Any, ...] | None:
-        """As MysqlUnit says."""
+        """See MysqlUnit."""
         session: MysqlSession = connection
         return await session.row(query)
 
     async def ahousekeep(self, connection: Any) -> None:
-        """Nothing: the model has no old receipts."""
+        """Do nothing: the model has no old receipts."""
 
     def begin_block(self, connection: Any) -> Any:
-        """As Unit says."""
+        """See Unit."""
         session: MysqlSession = connection
         return session.begin()
 
     def commit_block(self, connection: Any) -> Any:
-        """As Unit says."""
+        """See Unit."""
         session: MysqlSession = connection
         return session.commit()
 
     async def aabandon(self, connection: Any, error: BaseException) -> None:
-        """As MysqlUnit says."""
+        """See MysqlUnit."""
         try:
             await self.afail(connection, error)
         finally:
@@ -432,7 +432,7 @@ class ModelMysqlUnit(MysqlUnit[R]):
 
 
 class ModelWaits:
-    """Waits of one process of the model, by its clock."""
+    """The waits of one process of the model, by its clock."""
 
     awaits = True
 
@@ -441,38 +441,38 @@ class ModelWaits:
         self._clock: Final = worker.world.clock
 
     def now_ns(self) -> int:
-        """As Waits says."""
+        """See Waits."""
         return self._clock.now
 
     def finish(self, steps: Coroutine[Any, Any, Any], /) -> Any:
-        """As Waits says; nobody in the model does not await."""
+        """See Waits; in the model every caller awaits."""
         steps.close()
         raise NotImplementedError
 
     async def sleep(self, seconds: float) -> None:
-        """As Waits says."""
+        """See Waits."""
         await Pause(int(seconds * SECOND))
         if not self._worker.alive:
             raise Died
 
     async def changed(self, reading: Reading, seconds: float, over: Callable[[], bool]) -> None:
-        """As Waits says."""
+        """See Waits."""
         if self._worker.reading is reading and not over():
             await self._clock.within(self._worker.changed, int(seconds * SECOND))
         if not self._worker.alive:
             raise Died
 
     async def call(self, function: Callable[[], Any]) -> Any:
-        """As Waits says."""
+        """See Waits."""
         return function()
 
     def wake(self) -> None:
-        """As Waits says."""
+        """See Waits."""
 
     def turns(self, count: int) -> Any:
-        """As Waits says; nobody in the model counts them."""
+        """See Waits; the model does not use the count."""
         raise NotImplementedError
 
     def cancels(self) -> int:
-        """As Waits says."""
+        """See Waits."""
         return 0

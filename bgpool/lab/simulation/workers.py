@@ -48,7 +48,7 @@ GRACE_NS: Final = SECOND
 
 @dataclass(slots=True)
 class Job:
-    """Something to be done once.
+    """A piece of work that must be done once.
 
     Attributes:
         key: The row that it writes.
@@ -64,9 +64,10 @@ class Run:
     """One unit of work.
 
     Attributes:
-        told: What its caller was told: ``applied``, ``already``, ``unknown``, ``not applied``; empty if nothing.
-        text: In which words.
-        decidable: When its last COMMIT was sent, it was within the bounds in which its outcome is found out.
+        told: The result for its caller: ``applied``, ``already``, ``unknown``, ``not applied``; empty if there was
+            none.
+        text: The text of the error.
+        decidable: True if its last COMMIT was sent within the bounds in which its outcome can be found.
     """
 
     job: Job
@@ -76,12 +77,12 @@ class Run:
 
 
 class _Inner:
-    """What a generation of the model's keeps of a driver's pool."""
+    """The part of a driver's pool that a generation of the model needs."""
 
     opened_by_callers: Final = False
 
     def keep(self, connection: Any) -> None:
-        """Called by nobody: the model's pool has the sessions."""
+        """Never called: the model's pool has the sessions."""
 
 
 def _make_inner(_: Generation) -> Any:
@@ -89,36 +90,36 @@ def _make_inner(_: Generation) -> Any:
 
 
 class _ModelReader(Reader):
-    """What a process has read of the segment."""
+    """The snapshot that a process has read from the segment."""
 
     def __init__(self, snapshot: Snapshot | None) -> None:
         self.sequence = 0
         self.reading = Reading(memoryview(b""), 0, snapshot, None)
 
     def refresh(self) -> Reading:
-        """As Reader says."""
+        """See Reader."""
         return self.reading
 
     def see(self, sequence: int, snapshot: Snapshot) -> None:
-        """The segment holds *snapshot* now."""
+        """Set the content of the segment to *snapshot*."""
         self.sequence, self.reading = sequence, Reading(memoryview(b""), sequence, snapshot, None)
 
 
 class _ModelReceipts(Receipts):
-    """That nobody is told of."""
+    """Receipts without a log."""
 
     def tell(self, why: str) -> None:
-        """Nothing: there is no log."""
+        """Do nothing: there is no log."""
 
 
 class Worker:
-    """One process; to its units of work it is the pool.
+    """One process; for its units of work it is the pool.
 
     Attributes:
-        runs: The units of work whose callers were told something.
-        jobs: What is under way.
-        last_ack_ns: When the last commit was answered.
-        changed: Kept when something was published.
+        runs: The units of work whose callers received a result.
+        jobs: The jobs under way.
+        last_ack_ns: The time of the last answered commit.
+        changed: A promise that is kept when a snapshot is published.
     """
 
     def __init__(
@@ -164,7 +165,7 @@ class Worker:
         self.last_ack_ns = 0
 
     def start(self, threads: int) -> None:
-        """Let *threads* threads write."""
+        """Start *threads* threads that write."""
         for thread in range(threads):
             self._clock.start(self._write(thread))
 
@@ -176,13 +177,13 @@ class Worker:
             session.server.drop_client(session, self._rng.randrange(0, 50 * MS))
 
     def cut_network(self, chance: float) -> None:
-        """Lose each connection with this *chance*; what was sent may arrive nevertheless, and servers notice late."""
+        """Lose each connection with this *chance*; sent data may still arrive, and servers notice late."""
         for session in [*self._out, *self._idle]:
             if self._rng.random() < chance:
                 session.server.drop_client(session, self._rng.randrange(0, SECOND))
 
     def see(self, sequence: int, snapshot: Snapshot) -> None:
-        """The segment holds *snapshot* now, unless a newer one was seen already."""
+        """Set the content of the segment to *snapshot*, unless a newer one was seen already."""
         if sequence < self._reader.sequence:
             return
         self._reader.see(sequence, snapshot)
@@ -191,11 +192,11 @@ class Worker:
 
     @property
     def reading(self) -> Reading:
-        """What was read of the segment last."""
+        """The last reading of the segment."""
         return self._reader.reading
 
     def longest_wait_ns(self) -> int:
-        """How long the caller who waits longest has been waiting."""
+        """Return the time for which the longest-waiting caller has been waiting."""
         return max((self._clock.now - since for since in self._busy.values()), default=0)
 
     # -- a thread ------------------------------------------------------------------------------------------------
@@ -215,12 +216,12 @@ class Worker:
             del self.jobs[thread]
 
     def new_key(self) -> Key:
-        """A row of this worker's."""
+        """Return a new row of this worker."""
         self._written += 1
         return self.number, self._written
 
     async def _run(self, job: Job) -> None:
-        """One unit of work."""
+        """Run one unit of work."""
         run = Run(job)
 
         async def function(session: Session) -> str:
@@ -251,9 +252,9 @@ class Worker:
         self._take_run(run)
 
     def _is_decidable(self, session: Session) -> bool:
-        """Whether the outcome of a COMMIT that is sent now is to be found out whatever happens; behaviour.md §10.
+        """Return whether the outcome of a COMMIT that is sent now can certainly be found; behaviour.md §10.
 
-        By a receipt, or, where old blue tells, by the ids of PostgreSQL.
+        It can be found by a receipt or, if old blue is available, by the ids of PostgreSQL.
         """
         world, receipts = self.world, self.receipts
         snapshot = self._gate.now()
@@ -270,7 +271,7 @@ class Worker:
     # -- the pool ------------------------------------------------------------------------------------------------
 
     async def getconn(self, timeout: float | None = None) -> Any:
-        """A session that is fit by what was read when it was asked for."""
+        """Return a session that was fit according to the reading at the time of the request."""
         deadline = self._clock.now + int((2 * HOLD_NS / SECOND if timeout is None else timeout) * SECOND)
         while True:
             left_s = max(0.0, (deadline - self._clock.now) / SECOND)
@@ -324,7 +325,7 @@ class Worker:
         return None
 
     def makes_sessions(self) -> Callable[[Server], Session]:
-        """Makes sessions of the generation in use."""
+        """Return a callable that makes sessions of the current generation."""
         generation = self._generation
         assert generation is not None
 
@@ -336,7 +337,7 @@ class Worker:
         return make
 
     async def _connect(self, generation: Generation, deadline: int) -> Session | None:
-        """A session that was fit when it was asked for; None if the epoch moved meanwhile, or time is up."""
+        """Return a session that was fit when requested; None if the epoch changed since, or after a timeout."""
         pause_ns = int(RECONNECT_INTERVAL_S * SECOND)
         make = self.makes_sessions()
         while self._clock.now < deadline:
@@ -364,7 +365,7 @@ class Worker:
         return None
 
     async def _watch(self, session: Session) -> None:
-        """What the pool does to a session in use that a switchover makes unfit: a grace, and then the socket."""
+        """Cut a session in use that a switchover makes unfit, after a grace, like the pool does."""
         generation = session.bgpool_generation
         while self.alive and session.bgpool_is_open and not generation.is_unfit(self._gate.now()):
             await self.changed
@@ -373,16 +374,16 @@ class Worker:
         await Pause(GRACE_NS + self._rng.randrange(0, int(WATCH_INTERVAL_S * SECOND)))
         snapshot = self._gate.now()
         drained = snapshot is not None and snapshot.phase >= Phase.IN_PROGRESS and generation.is_unfit(snapshot)
-        # A rollback calls the cut off.
+        # A rollback cancels the cut.
         if session in self._out and drained and self.alive:
             session.server.drop_client(session, session.server.latency_ns)
 
     def _inspect(self, session: Session) -> None:
-        """Look at a session that is handed out."""
+        """Check a session that is handed out."""
         snapshot = self._gate.now()
         if snapshot is None:
             return
-        # After the timer alone, callers go by name, wherever that leads.
+        # After the timer alone, callers connect by name, wherever it leads.
         released = snapshot.phase >= Phase.POST and not snapshot.is_overdue
         if released and session.server is self.world.blue:
             self._complain(f"a connection to old blue was handed out in {snapshot.phase.name}")

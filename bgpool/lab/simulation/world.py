@@ -1,4 +1,4 @@
-"""The model of a database: servers, what they replicate, what their metadata and DNS say, and how they fail."""
+"""The model of a database: servers, replication, metadata and DNS, and their faults."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ __all__ = [
     "World",
 ]
 
-#: How long a client waits for a connection.
+#: The time limit of a client's connection attempt.
 CONNECT_TIMEOUT_NS: Final = 10 * SECOND
 ACCOUNT: Final = "c0sim.eu-west-1.rds.amazonaws.com"
 Key = tuple[int, int]
 
-#: What a server answers beside what was asked for.
+#: Answers of a server in place of the requested one.
 CUT: Final = "cut"
 REFUSED: Final = "read only"
 TIMED_OUT: Final = "waited in vain"
@@ -42,15 +42,15 @@ FUTURE: Final = "in the future"
 
 
 class Transaction:
-    """What one transaction has done on the server that it was begun on.
+    """The work of one transaction on the server on which it began.
 
     Attributes:
         xid: Its id; 0 before it writes.
-        first_write: Where in the server's log its first write is.
-        logged_at: Where its commit is in the log, from which replicas are fed: it is decided, whether anybody sees that
-            or not; 0 while it is not there.
-        over: Kept once everybody on this server sees what became of it: ``committed`` or ``aborted``.
-        outlives: Its COMMIT, which takes a while, goes on whether its session ends or not.
+        first_write: The position of its first write in the server's log.
+        logged_at: The position of its commit in the log, from which replicas are fed; 0 while it is not there. From
+            then on it is decided, visible or not.
+        over: A promise that is kept once the outcome is visible to all on this server: ``committed`` or ``aborted``.
+        outlives: True if its COMMIT, which takes a while, continues even if its session ends.
     """
 
     __slots__ = ("began_read_only", "first_write", "logged_at", "outlives", "over", "receipts", "writes", "xid")
@@ -68,10 +68,10 @@ class Link:
     """A connection, as both of its ends see it.
 
     Attributes:
-        transaction: What is open on it; stays where a COMMIT outlives the session.
-        ended: The server has ended the session, or found out that the client is gone.
-        reads_only: The role's setting, with which the session began.
-        lost: Kept when the client can use it no more.
+        transaction: The open transaction; it stays where a COMMIT outlives the session.
+        ended: True if the server has ended the session, or noticed that the client is gone.
+        reads_only: The role's setting at the beginning of the session.
+        lost: A promise that is kept when the client can no longer use it.
     """
 
     def __init__(self, server: Server) -> None:
@@ -83,16 +83,16 @@ class Link:
 
 
 class Server:
-    """One server: a primary or a replica, up, refusing, or frozen (a black hole: it takes everything, says nothing).
+    """One server: a primary or a replica, up, refusing, or frozen (a black hole: it receives and never answers).
 
     Attributes:
-        lineage: The identifier of its cluster; a logical replica's is another one, and may be the same on Aurora.
-        gone: It was deleted.
-        rows: How often each key is there.
-        receipts: Units by receipts' ids; None where there is no table.
-        ids: What became of the transactions that had their id from this server; None for those still under way.
-        inherited: The server whose ids this one knows as well, up to where it has replayed its log.
-        replayed: How far that is.
+        lineage: The identifier of its cluster; a logical replica has another one, or on Aurora perhaps the same.
+        gone: True if it was deleted.
+        rows: The number of rows of each key.
+        receipts: Units by receipts' ids; None without a table.
+        ids: The transactions that got their id from this server; None for a committed one of replication.
+        inherited: The server whose ids this one knows as well, up to the replayed position of its log.
+        replayed: The replayed position of that log.
     """
 
     def __init__(self, world: World, name: str, address: str) -> None:
@@ -119,13 +119,13 @@ class Server:
 
     @property
     def takes_no_writes(self) -> bool:
-        """As the server itself says."""
+        """True if the server reports that it accepts no writes."""
         return self.replica or self.read_only
 
     def do(self, work: Callable[[], object]) -> Promise:
-        """Have *work* done by the server; the promise is kept with its result once the answer is there.
+        """Run *work* on the server; the promise is kept with its result once the answer arrives.
 
-        A result that is a promise itself is one that the server waits for.
+        If the result is a promise itself, the server waits for it.
         """
         answer, clock = Promise(), self._world.clock
 
@@ -143,11 +143,11 @@ class Server:
         return answer
 
     def park(self, call: Callable[[], None]) -> None:
-        """Have *call* called once a frozen server goes on."""
+        """Call *call* once a frozen server continues."""
         self._waiting.append(call)
 
     def thaw(self) -> None:
-        """Answer again, and do what was asked meanwhile."""
+        """Answer again, and handle the requests that arrived in the meantime."""
         self.frozen = False
         waiting, self._waiting = self._waiting, []
         for handle in waiting:
@@ -159,7 +159,7 @@ class Server:
             self.end(link)
 
     def end(self, link: Link) -> None:
-        """End the session of *link*: what it had not committed is gone."""
+        """End the session of *link* and abort its open transaction."""
         self.links.pop(link, None)
         link.ended = True
         transaction, link.transaction = link.transaction, None
@@ -168,22 +168,22 @@ class Server:
         link.lost.keep(CUT)
 
     def drop_client(self, link: Link, notice_ns: int) -> None:
-        """The network, or the client's end, cuts *link*; the server notices in *notice_ns*."""
+        """Lose *link* on the network or at the client's end; the server notices in *notice_ns*."""
         link.lost.keep(CUT)
         self._world.clock.after(notice_ns, self.end, link)
 
     def crash(self) -> None:
-        """End at once; what is in the log is kept."""
+        """End at once; the content of the log is kept."""
         self.cut()
         for transaction in set(filter(None, [*self.ids.values(), *self.claims.values()])):
             if not transaction.over.kept:
                 self._settle(transaction) if transaction.logged_at else self._abort(transaction)
         self.started_ns = self._world.clock.now
 
-    # -- what clients ask for; each is done at the moment at which the server gets to it --------------------------
+    # -- requests of clients; each is handled at the time at which it reaches the server -------------------------
 
     def connect(self, made: Callable[[Server], Link] = Link) -> Promise:
-        """Kept with a Link, or None if refused; never where it is gone."""
+        """Return a promise of a Link, or of None if refused; never kept if the server is gone."""
         if self.gone:
             return Promise()
 
@@ -197,7 +197,7 @@ class Server:
         return self.do(work)
 
     def begin(self, link: Link) -> Promise:
-        """Kept with whether the transaction is read-only; CUT if the session is gone."""
+        """Return a promise: True if the transaction is read-only; CUT if the session is gone."""
 
         def work() -> object:
             transaction = self._begun(link)
@@ -206,7 +206,7 @@ class Server:
         return self.do(work)
 
     def insert(self, link: Link, key: Key) -> Promise:
-        """Kept with ``done`` or REFUSED; CUT if the session is gone."""
+        """Return a promise of ``done`` or REFUSED; CUT if the session is gone."""
 
         def work() -> str:
             transaction = self._begun(link)
@@ -219,9 +219,9 @@ class Server:
         return self.do(work)
 
     def claim(self, link: Link, receipt_id: str, unit: str, wait_ns: int, *, if_written: bool = False) -> Promise:
-        """Insert a receipt, *if_written* only if the transaction has written; waits for who is about to commit it.
+        """Insert a receipt, *if_written* only if the transaction has written; waits for another transaction with it.
 
-        Kept with ``done``, ``nothing written``, TAKEN, TIMED_OUT, REFUSED or CUT.
+        The promise is kept with ``done``, ``nothing written``, ``no table``, TAKEN, TIMED_OUT, REFUSED or CUT.
         """
         answer = Promise()
 
@@ -252,7 +252,7 @@ class Server:
         return self.do(work)
 
     def commit(self, link: Link) -> Promise:
-        """Kept with ``done`` or REFUSED; CUT if the session was gone before, or did not see the end of it."""
+        """Return a promise of ``done`` or REFUSED; CUT if the session was gone, or ended before the COMMIT did."""
 
         def work() -> object:
             if link.ended:
@@ -271,12 +271,12 @@ class Server:
                 self._settle(transaction)
                 return "done"
             if in_log:
-                # It waits for a replica's word, say. Nobody sees it yet, but decided it is.
+                # It waits for a replica, for example. The outcome is not visible yet, but decided.
                 transaction.outlives = True
                 self._write_log(transaction)
             else:
-                # A trigger at the end of the transaction, which ends with its session; or a lock on all commits, and
-                # a server that notices the end of a session only when it has something to say.
+                # A trigger at the end of the transaction, which ends with its session. Or a lock on all commits, with a
+                # server that notices the end of a session only when it sends data.
                 transaction.outlives = self._world.refuses_commits
             self._world.clock.after(takes_ns, self._go_through, transaction)
             answer = Promise()
@@ -297,7 +297,7 @@ class Server:
             self._abort(transaction)
 
     def status(self, xid: int) -> str | None:
-        """As txid_status."""
+        """Return the same as txid_status."""
         if xid in self.ids:
             return _shown(self.ids[xid])
         if xid >= self.next_xid:
@@ -308,22 +308,22 @@ class Server:
             return None
         return "committed" if found.logged_at else "aborted"
 
-    # -- what becomes of transactions ------------------------------------------------------------------------------
+    # -- the outcomes of transactions ------------------------------------------------------------------------------
 
     def give_id(self, transaction: Transaction | None) -> int:
-        """The next id; None for a transaction of a replica's, which is committed."""
+        """Return the next id; *transaction* is None for a replicated one, which is committed."""
         xid, self.next_xid = self.next_xid, self.next_xid + 1
         self.ids[xid] = transaction
         return xid
 
     def abort_rest(self) -> None:
-        """Whatever is not in the log never will be."""
+        """Abort all transactions that are not in the log."""
         for transaction in [*self.ids.values()]:
             if transaction is not None and not transaction.logged_at and not transaction.over.kept:
                 self._abort(transaction)
 
     def settle_rest(self) -> None:
-        """Have everybody see what is in the log."""
+        """Make all transactions in the log visible."""
         for transaction in [*self.ids.values()]:
             if transaction is not None and transaction.logged_at and not transaction.over.kept:
                 self._settle(transaction)
@@ -336,7 +336,7 @@ class Server:
         return link.transaction
 
     def _refuses_writes(self, transaction: Transaction) -> bool:
-        # A transaction of PostgreSQL's stays as it was begun.
+        # A transaction of PostgreSQL keeps the mode of its beginning.
         return self.takes_no_writes if self._world.refuses_commits else transaction.began_read_only
 
     def _note_write(self, transaction: Transaction) -> None:
@@ -351,7 +351,7 @@ class Server:
             self._world.replicate(self, transaction)
 
     def _go_through(self, transaction: Transaction) -> None:
-        """A COMMIT that took its time is through."""
+        """End a COMMIT that took a while."""
         if transaction.over.kept:
             return
         if not transaction.logged_at and self._world.refuses_commits and self.takes_no_writes:
@@ -366,7 +366,7 @@ class Server:
         transaction.over.keep("committed")
 
     def take_over(self, transaction: Transaction, *, with_receipts: bool = True) -> None:
-        """Have the rows that *transaction* has written."""
+        """Store the rows that *transaction* has written."""
         for key in transaction.writes:
             self.rows[key] += 1
         if with_receipts and self.receipts is not None:
@@ -391,16 +391,16 @@ class World:
     """A blue and a green server, and DNS.
 
     Attributes:
-        logical: Green is a logical replica: its transaction ids are its own.
-        same_lineage: It has blue's identifier nevertheless, as a clone of Aurora's may have.
-        refuses_commits: A COMMIT of writes is refused by a server that takes none, as by MySQL.
-        receipts_reach: Whether receipts are replicated to green.
-        hang: How probable it is that a COMMIT takes a while, how long at most, and how probable that it is in the log
-            meanwhile.
-        calm: Nothing happens any more, and nothing takes long: whoever waits now waits for ever.
-        old_blue_tells: After the switchover, and in time, old blue lets clients in.
-        loses_tail: Green, a physical replica, is promoted before it has replayed what blue wrote for transactions that
-            did not commit.
+        logical: True if green is a logical replica: its transaction ids are its own.
+        same_lineage: True if it has blue's identifier nevertheless, which a clone of Aurora may have.
+        refuses_commits: True if a read-only server refuses a COMMIT of writes, like MySQL.
+        receipts_reach: True if receipts are replicated to green.
+        hang: The probability that a COMMIT takes a while, the longest time, and the probability that it is in the log
+            by then.
+        calm: True if no event happens any longer, and nothing takes long: a caller that waits now would wait forever.
+        old_blue_tells: True if, after the switchover and in time, old blue accepts clients.
+        loses_tail: True if green, a physical replica, is promoted before it has replayed blue's writes of transactions
+            that did not commit.
     """
 
     def __init__(self, clock: Clock, rng: random.Random) -> None:
@@ -417,7 +417,8 @@ class World:
         self.dns_latency_ns = MS
         self.lag_ns = 5 * MS
         self.promoted = self.renamed = False
-        # When the metadata said so although it was not; callers are let go on that word in the end.
+        # The time at which the metadata reported green's promotion too early; callers are finally released because of
+        # it.
         self.told_early_ns: int | None = None
         self.replicates = True
         self.logical = self.same_lineage = self.refuses_commits = self.loses_tail = False
@@ -429,28 +430,28 @@ class World:
 
     @property
     def may_be_released(self) -> bool:
-        """Whether a release now is what was promised."""
+        """True if a release now keeps the promise."""
         early_ns = self.told_early_ns
         return self.promoted or (early_ns is not None and self.clock.now >= early_ns + int(GREEN_WAIT_S * SECOND))
 
     def server_at(self, address: str) -> Server:
-        """The server with this address; blue has had others."""
+        """Return the server with this address; blue has had others."""
         return self.green if address == self.green.address else self.blue
 
     def lineage_of(self, server: Server) -> str:
-        """What *server* tells of its cluster."""
+        """Return the identifier of the cluster that *server* reports."""
         own = server is self.green and self.logical and not self.same_lineage
         return server.lineage if own else self.blue.lineage
 
     def draw_commit(self) -> tuple[int, bool]:
-        """How long the next COMMIT takes beside its way, in ns, and whether it is in the log meanwhile."""
+        """Return the additional time of the next COMMIT, in ns, and True if it is in the log during that time."""
         chance, longest_ns, in_log = self.hang
         if not chance or self.rng.random() >= chance:
             return 0, False
         return self.rng.randrange(MS, longest_ns), self.rng.random() < in_log
 
     def replicate(self, source: Server, transaction: Transaction) -> None:
-        """Have green apply what blue committed, some time later; catch_up() does not wait for that time."""
+        """Make green apply a commit of blue some time later; catch_up() does not wait for that time."""
         if source is self.blue:
             self._log.append(transaction)
             if self.replicates:
@@ -465,9 +466,9 @@ class World:
         self.green.take_over(transaction, with_receipts=self.receipts_reach)
 
     def catch_up(self) -> None:
-        """Green has everything that was ever committed on blue, and hears no more of it."""
+        """Apply everything that was ever committed on blue to green, and end replication."""
         blue, green = self.blue, self.green
-        # A transaction that began while blue took writes would still commit.
+        # A transaction that began while blue accepted writes would still commit.
         for link in list(blue.links):
             if link.transaction is not None:
                 blue.end(link)
@@ -478,7 +479,7 @@ class World:
         if not self.logical:
             green.inherited, green.replayed = blue, blue.log
             if self.loses_tail:
-                # The ids that blue gave out after its last commit are given out again.
+                # The ids that blue assigned after its last commit are assigned again.
                 green.replayed = max((transaction.logged_at for transaction in self._log), default=0)
                 known = [one.xid for one in blue.ids.values() if one is not None and one.first_write <= green.replayed]
                 green.next_xid = max(known, default=blue.next_xid - 1) + 1
@@ -486,11 +487,11 @@ class World:
                 green.next_xid = blue.next_xid
 
     def calm_down(self) -> None:
-        """Let nothing take long from now on."""
+        """End all delays from now on."""
         self.calm, self.hang = True, (0.0, 0, 0.0)
 
     def publish(self, status: str, *servers: Server, mode: str = "rows", version: str = "1.0") -> None:
-        """What the metadata of *servers* (all, if none is named) say from now on."""
+        """Set the metadata of *servers* (all, if none is named)."""
         names = (self.old_name, self.blue_name) if self.renamed else (self.blue_name, self.green_name)
         rows = [
             StatusRow(name, 5432, role.value, status, version)
@@ -502,7 +503,7 @@ class World:
             server.status_rows = tuple(rows) if mode == "rows" else ()
 
     def resolve(self, name: str) -> tuple[str, ...] | None:
-        """What DNS says now; None where it fails."""
+        """Return the answer of DNS; None if it fails."""
         if not self.dns_works:
             return None
         address = self.dns.get(name)
