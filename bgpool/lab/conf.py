@@ -6,7 +6,7 @@ SUPERUSER = "postgres"
 
 POSTGRESQL_CONF = """
 max_connections = 200
-superuser_reserved_connections = 10     # the lab gets in however many clients there are
+superuser_reserved_connections = 10     # the lab can connect with any number of clients
 shared_buffers = 32MB
 dynamic_shared_memory_type = mmap       # below the data directory: a killed server leaves nothing in /dev/shm
 jit = off

@@ -187,7 +187,7 @@ class _Session(threading.Thread):
         with self._lock:
             if self._cut:
                 backend.close()
-                raise ConnectionAbortedError("the relay is closed")
+                raise ConnectionAbortedError("the proxy is closed")
             self._sockets.append(backend)
         _prepare(backend)
         return backend

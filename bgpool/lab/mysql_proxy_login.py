@@ -39,7 +39,7 @@ def hear(backend: socket.socket, client: socket.socket) -> Packet:
             poller.register(sock, select.POLLIN)
         ready = [descriptor for descriptor, _ in poller.poll(HANDSHAKE_TIMEOUT_S * 1000)]
         if backend.fileno() not in ready:
-            raise ConnectionError("the client hung up" if ready else "the server says nothing")
+            raise ConnectionError("the client closed the connection" if ready else "the server does not answer")
     return read_packet(backend)
 
 
@@ -94,7 +94,7 @@ def log_in(
         if said.payload == FULL_AUTH and isinstance(backend, ssl.SSLSocket):
             backend.sendall(said.answer(password.encode() + b"\0"))
         elif said.payload != FAST_AUTH_OK:
-            raise ValueError(f"the server wants another proof than a password: {said.payload!r}")
+            raise ValueError(f"the server requires another proof than a password: {said.payload!r}")
 
 
 def _first_packet(backend: socket.socket, payload: bytes) -> Packet:

@@ -40,8 +40,8 @@ SECURE_CONNECTION, PLUGIN_AUTH, LENENC_AUTH_DATA = 1 << 15, 1 << 19, 1 << 21
 #: The first byte of a server's packet in the handshake.
 OK, AUTH_SWITCH, ERROR = 0x00, 0xFE, 0xFF
 
-#: The packet of caching_sha2_password that it needs no more data of the client: the only one in the handshake without
-#: an answer.
+#: The packet of caching_sha2_password that it needs no further data of the client: the only one in the handshake
+#: without an answer.
 FAST_AUTH_OK: Final = b"\x01\x03"
 
 #: Its packet that it needs the password itself, in clear text over TLS.

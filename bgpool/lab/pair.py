@@ -295,7 +295,7 @@ class Pair:
             LabError: The pair has no tokens.
         """
         if self.iam is None:
-            raise LabError("this pair lets applications in by password")
+            raise LabError("applications log in to this pair by password; iam=True adds tokens")
         return self.iam.tokens
 
     def direct_dsn(self, server: Server) -> str:

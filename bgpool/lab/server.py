@@ -30,7 +30,7 @@ StopMode = Literal["fast", "immediate"]
 """``fast`` cuts clients and ends in order; after ``immediate`` the next start goes through crash recovery."""
 
 Shut = Literal["locked", "open", "super-read-only", "offline"]
-"""The way in which a switchover shuts a server. Existing connections are always cut, and writes always stopped. New clients:
+"""The way in which a switchover shuts a server. Writes are stopped, and existing connections cut. New clients:
 
 - ``locked``: they are refused, as their accounts are locked (PostgreSQL: by pg_hba.conf).
 - ``open``: they are accepted at once, by a server that is read-only (MariaDB and MySQL).
@@ -383,7 +383,7 @@ class Server(abc.ABC):
         pid = self.pid
         if pid is None:
             return
-        watchdog.send(pid, number)  # the parent first: it can have no more children then
+        watchdog.send(pid, number)  # the parent first: then it can fork no further children
         for child in watchdog.children_of(pid):
             watchdog.send(child, number)
 

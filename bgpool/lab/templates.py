@@ -115,7 +115,7 @@ def _is_ours(path: Path) -> bool:
     except FileNotFoundError:
         return False
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
-        raise OSError(f"{path} is not this user's alone")
+        raise OSError(f"{path} can be changed by other users")
     return True
 
 

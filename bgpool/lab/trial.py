@@ -222,7 +222,7 @@ class Trial:
         Raises:
             LabError: It did not within READY_TIMEOUT_S.
         """
-        wait_until(self._is_ready, timeout_s=READY_TIMEOUT_S, what="the deployment to be ready")
+        wait_until(self._is_ready, timeout_s=READY_TIMEOUT_S, what="the deployment is ready")
         self._connections = max(self._connections, self.pair.lasting_monitoring_connections())
 
     def direct(self, run: Callable[[], object]) -> None:

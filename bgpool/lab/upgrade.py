@@ -151,7 +151,7 @@ class LogicalServer(PostgresServer):
         if self.pid is not None:
             raise LabError(f"{self.name} runs; stop it before it becomes a replica")
         if not isinstance(source, LogicalServer) or follow is not source:
-            raise LabError(f"{self.name} can follow the primary alone: a major upgrade has no readers")
+            raise LabError(f"{self.name} can follow only the primary: a major upgrade has no readers")
         if source._is_of_template:
             source._is_of_template = False
             self._copy("green", self._versions.newer)

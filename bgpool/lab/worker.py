@@ -398,7 +398,7 @@ class _Jobs:
         if job == "task unit":
             outcome = pool.run(self._insert_two, key, receipt_id=task_id(key))
             if isinstance(outcome, bgpool.AlreadyApplied):
-                raise LabError(f"nobody has run {outcome} before")
+                raise LabError(f"{outcome}, but this is the first run of the task")
             return outcome
         return pool.run(units[job], key)
 

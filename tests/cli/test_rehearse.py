@@ -50,7 +50,7 @@ lab = pytest.mark.lab
 slow = pytest.mark.slow
 
 GUNICORN, UVICORN = (str(Path(sys.executable).parent / name) for name in ("gunicorn", "uvicorn"))
-UNUSED = "no caller used a pool during or after the switchover: nothing was shown"
+UNUSED = "no caller used a pool during or after the switchover: the rehearsal shows nothing"
 QUICK: dict[str, Any] = {"scale": 0.5, "warm_up_s": 0.5, "cool_down_s": 0.5}
 
 
@@ -241,7 +241,7 @@ def test_a_command_that_asks_for_nothing(tmp_path: Path, then: str) -> None:
                 "-c",
                 "import bgpool, time; bgpool.get_pool('postgresql://u@127.0.0.1:9/d').open(); time.sleep(60)",
             ),
-            r"no pool goes to the database in \$SHOP_DB \(bg_id '1': ",
+            r"no pool connects to the database in \$SHOP_DB \(bg_id '1': ",
         ),
     ],
     ids=["ends", "is killed", "uses no pool", "goes elsewhere"],
@@ -305,7 +305,7 @@ def test_wrong_calls(tmp_path: Path, options: list[str], why: str) -> None:
 def test_a_run_directory_in_use(tmp_path: Path) -> None:
     (tmp_path / "1.history.json").touch()
     (tmp_path / "1.segment").touch()
-    with pytest.raises(UnusablePlanError, match=r"in use, or something else is in there: 1\.segment"):
+    with pytest.raises(UnusablePlanError, match=r"in use, or has other files: 1\.segment"):
         rehearse(Plan(("true",), run_dir=tmp_path), output=subprocess.DEVNULL)
 
 
@@ -403,7 +403,7 @@ def test_failures_are_counted_and_a_few_are_told(load: Load, monkeypatch: pytest
 
 @pytest.mark.usefixtures("server")
 def test_a_url_that_is_answered_already(port: int) -> None:
-    with pytest.raises(ValueError, match="something listens there already"):
+    with pytest.raises(ValueError, match="another process listens there already"):
         Load(f"http://127.0.0.1:{port}/", 0.05)
 
 
@@ -499,7 +499,7 @@ FAILED = Requests("http://127.0.0.1/", 100, 1, ("status 500: \x1b[2J",), 1.9, 0.
     [
         ({}, {}, []),
         ({}, {"here": 1}, ["of 2 processes 1 are left; gone: 2"]),
-        ({"outcome": "not ended"}, {}, ["the switchover was to be completed, and is not ended"]),
+        ({"outcome": "not ended"}, {}, ["the outcome of the switchover is 'not ended', expected 'completed'"]),
         ({"requests": FAILED}, {}, ["1 requests failed"]),
         ({"processes": (IDLE, IDLE)}, {}, [UNUSED]),
         ({"processes": (IDLE, replace(IDLE, checkouts=1))}, {}, []),

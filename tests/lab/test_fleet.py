@@ -105,16 +105,16 @@ def test_a_clean_result_has_no_findings() -> None:
         (replace(CLEAN, split=2), "2 split"),
         (replace(CLEAN, errors=1, examples=("worker 0: boom",)), "1 callers saw an error"),
         (with_host(CLEAN, 2, last_phase="POST"), "host 2 is at POST at the end"),
-        (with_host(CLEAN, 2, in_progress_s=None), "never heard"),
-        (with_host(CLEAN, 2, release_s=None), "never heard"),
+        (with_host(CLEAN, 2, in_progress_s=None), "never learned"),
+        (with_host(CLEAN, 2, release_s=None), "never learned"),
         (with_host(CLEAN, 2, release_s=0.26), "released 0.260 s after the evidence"),
         (with_host(KILLED, 2, release_s=1.26), "released 1.260 s after the evidence"),
         (with_host(KILLED, 1, release_s=3.3), "host of the leader was released after 3.3 s"),
         (with_host(KILLED, 1, release_s=None), "host of the leader was released after None"),
-        (with_load(CLEAN, "CREATED", questions=14), "CREATED: 14 questions in 5.0 s, allowed: 13"),
-        (with_load(CLEAN, "IN_PROGRESS", of_leaders=213), "213 questions of the leader"),
+        (with_load(CLEAN, "CREATED", questions=14), "CREATED: 14 queries in 5.0 s, allowed: 13"),
+        (with_load(CLEAN, "IN_PROGRESS", of_leaders=213), "213 queries of the leader"),
         (with_load(CLEAN, "PREPARATION", connections=5), "5 connections of monitors"),
-        (with_load(KILLED, "POST", busiest_per_s=219), "219 questions per second at a server"),
+        (with_load(KILLED, "POST", busiest_per_s=219), "219 queries per second at a server"),
     ],
 )
 def test_every_fault_is_found(result: Result, finding: str) -> None:
@@ -225,4 +225,4 @@ def test_hosts_without_a_fleet_send_queries_in_proportion_to_their_number() -> N
     # Hosts without a fleet exceed the limits that apply to a fleet.
     found = findings_of(replace(result, fleet=True), ALONE)
     assert any("PREPARATION" in finding and "connections" in finding for finding in found), found
-    assert any("PREPARATION" in finding and "questions" in finding for finding in found), found
+    assert any("PREPARATION" in finding and "queries" in finding for finding in found), found

@@ -73,7 +73,7 @@ def test_a_password_is_not_sent_without_tls() -> None:
         thread = threading.Thread(target=ask, daemon=True)
         thread.start()
         login = Packet(1, LOGIN)
-        with backend, pytest.raises(ValueError, match="wants another proof"):
+        with backend, pytest.raises(ValueError, match="requires another proof"):
             log_in(here, backend, greeting(b"caching_sha2_password"), login, login, "s3cret")
         thread.join(30)
     assert len(heard) == 2

@@ -171,7 +171,7 @@ def test_a_truncated_line_of_the_journal_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     Journal(path).add("these", result_of(1))
     path.write_text(path.read_text() + '{"title": "these", "seed"')
-    with pytest.raises(ValueError, match=r"journal\.jsonl, line 2, is none of a journal"):
+    with pytest.raises(ValueError, match=r"journal\.jsonl, line 2, is not a line of a journal"):
         Journal(path).results("these")
 
 
@@ -179,7 +179,7 @@ def test_a_truncated_line_of_the_journal_is_reported(tmp_path: Path) -> None:
     ("options", "said"),
     [
         (["--failover", "--pair", "major"], "--pair minor is allowed"),
-        (["--journal", "JOURNAL"], "line 1, is none of a journal"),
+        (["--journal", "JOURNAL"], "line 1, is not a line of a journal"),
         (["--engine", "mysql", "--pair", "major"], "upgrade must be 'minor' for MySQL"),
         (["--count", "0"], "--count"),
     ],

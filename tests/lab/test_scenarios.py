@@ -260,7 +260,7 @@ def test_a_rollback_that_released_or_kept_holding_is_a_finding() -> None:
     scenario, report = Scenario("x", "", evidence=()), dataclasses.replace(good(), evidence="", release_s=None)
     assert findings(scenario, report) == []
     assert len(findings(scenario, good())) == 1
-    assert findings(scenario, dataclasses.replace(report, resume_s=None)) == ["a thread never went on"]
+    assert findings(scenario, dataclasses.replace(report, resume_s=None)) == ["a thread never continued"]
     assert len(findings(scenario, dataclasses.replace(report, resume_s=1.3))) == 1
 
 

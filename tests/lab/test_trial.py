@@ -32,7 +32,7 @@ def test_a_thread_that_hangs_is_found_in_a_rollback(monkeypatch: pytest.MonkeyPa
     outcome = play(find("rollback-from-in-progress"))
     found = "\n".join(outcome.findings)
     assert "worker 1: thread 1: call 20 never came back" in found
-    assert "a thread never went on" in found
+    assert "a thread never continued" in found
     assert outcome.report.excess_s > 1.0
     assert outcome.report.verdict.clean
     assert outcome.report.missing == 1

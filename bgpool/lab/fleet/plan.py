@@ -101,9 +101,9 @@ class Plan:
         if self.hosts < 1:
             raise ValueError(f"hosts must be 1 or more, not {self.hosts}")
         if self.fault is not None and not self.fleet:
-            raise ValueError("without a fleet there is no leader and no bus to do anything to")
+            raise ValueError("without a fleet there is no leader and no bus for a fault")
         if self.pair_options.get("engine", Engine.POSTGRESQL) is not Engine.POSTGRESQL:
-            raise ValueError("a fleet is played on PostgreSQL, whose log tells who asked")
+            raise ValueError("a fleet runs on PostgreSQL, whose log identifies the hosts of queries")
 
     @property
     def end_s(self) -> float:

@@ -224,7 +224,7 @@ class _Play:
             return
         standings = self._standings()
         if FleetRole.LEADER not in standings:
-            raise LabError(f"{fault}: nobody leads")
+            raise LabError(f"{fault}: no host leads")
         host = standings.index(FleetRole.LEADER)
         pid = self._monitor_pid(host)
         self._struck = FaultTarget(host, time.monotonic())

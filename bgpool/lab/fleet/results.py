@@ -290,7 +290,7 @@ def findings_of(result: Result, one: Result | None = None) -> list[str]:
 def _release_findings(result: Result) -> list[str]:
     found = []
     if result.release_s is None or result.heard_s is None:
-        found.append("a host never heard of IN_PROGRESS or of the release")
+        found.append("a host never learned of IN_PROGRESS or of the release")
     bound_s = RELEASE_S
     if result.fault:
         bound_s += LATER_S
@@ -317,11 +317,11 @@ def _load_findings(result: Result, one: Result) -> list[str]:
         allowed = FLEET_BUDGET_PER_S + max(alone.busiest_per_s, alone.per_s)
         if load.busiest_per_s > allowed:
             found.append(
-                f"{phase.name}: {load.busiest_per_s:.0f} questions per second at a server, allowed: {allowed:.0f}"
+                f"{phase.name}: {load.busiest_per_s:.0f} queries per second at a server, allowed: {allowed:.0f}"
             )
         if result.fault:
             continue
-        what = "questions" if phase in QUIET else "questions of the leader"
+        what = "queries" if phase in QUIET else "queries of the leader"
         asked = load.questions if phase in QUIET else load.of_leaders
         most = SHARE * alone.per_s * load.seconds + EDGES
         if asked > most:
@@ -342,7 +342,7 @@ def heard_findings(results: Sequence[Result]) -> list[str]:
         known = [value for value in values if value is not None]
         if known and median(known) > HEARD_S:
             found.append(
-                f"the last host heard of {what} {median(known) * 1000:.0f} ms after the first, in the median, "
+                f"the last host learned of {what} {median(known) * 1000:.0f} ms after the first, in the median, "
                 f"allowed: {HEARD_S * 1000:.0f}"
             )
     return found

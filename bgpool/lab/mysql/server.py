@@ -69,7 +69,7 @@ class MysqlServer(Server):
             raise LabError(f"{self.name} runs; stop it before it becomes a replica")
         self._begin(read_only=True)
         # An attempt that is too early would be repeated only after a second.
-        wait_until(follow.answers, timeout_s=START_TIMEOUT_S, what=f"{follow.name} accepts sessions")
+        wait_until(follow.answers, timeout_s=START_TIMEOUT_S, what=f"{follow.name} accepts connections")
         upstream = Upstream(follow.address, follow.port, REPLICATION_ROLE, self._setup.lab_password)
         self._administer(*self._family.follow(upstream))
         self.wait_replayed(source.position(), CATCH_UP_TIMEOUT_S)

@@ -65,12 +65,12 @@ class _Standby(Hold):
         blue: Any = self._pair.blue
         before = blue.execute("SHOW synchronous_standby_names")[0][0]
 
-        def let_go() -> None:
+        def release() -> None:
             blue.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{before}'")
             blue.reload()
 
-        self._stack.callback(let_go)
-        blue.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+        self._stack.callback(release)
+        blue.execute("ALTER SYSTEM SET synchronous_standby_names = 'absent'")
         blue.reload()
 
 

@@ -165,7 +165,7 @@ class _Play(ABC):
         since_s = time.monotonic()
         # A thread that never continues shows in the verdict: as a call without an answer, or one that took too long.
         with contextlib.suppress(LabError):
-            wait_until(lambda: self._all_write(since_s), timeout_s=RESUME_S, what="every thread to write again")
+            wait_until(lambda: self._all_write(since_s), timeout_s=RESUME_S, what="every thread writes again")
 
     # -- failures ------------------------------------------------------------------------------------------------
 
@@ -178,7 +178,7 @@ class _Play(ABC):
 
         # A loaded machine may be slow, and a stopped server does not answer.
         with contextlib.suppress(LabError, *DRIVER_ERRORS):
-            wait_until(found, timeout_s=OPEN_S, what="COMMITs to be under way")
+            wait_until(found, timeout_s=OPEN_S, what="COMMITs are under way")
 
     def set_timers(self) -> None:
         """Start the timers of the kills, whose times count from now; times in the past are due at once."""
@@ -223,7 +223,7 @@ class _Play(ABC):
             may_ask=is_postgres and not self.draw.is_failover,
         )
         if verdict.abandoned and self.draw.story != "asynchronous":
-            findings.append(f"{verdict.abandoned} rows were acknowledged by a primary that was none any more")
+            findings.append(f"{verdict.abandoned} rows were acknowledged by a former primary")
         longest_s = max(receipts.longest_call_s, without.longest_call_s)
         if longest_s > LONGEST_CALL_S:
             findings.append(f"a caller waited {longest_s:.1f} s, the bound is {LONGEST_CALL_S:g} s")
@@ -285,7 +285,7 @@ class _Switchover(_Play):
             wait_until(
                 lambda: all(worker.reach_green for worker in (self._writer, self._tasks)),
                 timeout_s=LOOKED_S,
-                what="the pools to know that receipts reach green",
+                what="the pools know that receipts reach green",
             )
         if draw.story == "rollback":
             trial.direct(lambda: director.rollback_from("IN_PROGRESS"))
@@ -301,14 +301,14 @@ class _Switchover(_Play):
         wait_until(
             lambda: all(worker.phase in phases for worker in self._living),
             timeout_s=SEEN_S,
-            what="every worker to see PREPARATION",
+            what="every worker has seen PREPARATION",
         )
         self.hold.begin()
 
     def _cut(self) -> None:
         self.count_open()
         cut(self.pair)
-        wait_until(lambda: not open_commits(self.pair), timeout_s=5.0, what="no COMMIT to be under way")
+        wait_until(lambda: not open_commits(self.pair), timeout_s=5.0, what="no COMMIT is under way")
         self.hold.end()
 
     def judge(self, acknowledged: list[ledger.Key], unknown: list[ledger.Key]) -> ledger.Verdict:

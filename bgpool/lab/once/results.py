@@ -126,9 +126,9 @@ def findings_of(verdict: Verdict, receipts: Part, without: Part, *, is_failover:
     if receipts.errors:
         found.append(f"{receipts.errors} callers with receipts saw an error: {receipts.examples}")
     if receipts.unknown:
-        found.append(f"of {receipts.unknown} units with receipts nobody can tell what became of them")
+        found.append(f"{receipts.unknown} units with receipts have an unknown outcome")
     if without.errors and not is_failover:
         found.append(f"{without.errors} callers without receipts saw an error: {without.examples}")
     if without.unknown and may_ask:
-        found.append(f"of {without.unknown} units without receipts nobody can tell what became of them")
+        found.append(f"{without.unknown} units without receipts have an unknown outcome")
     return found

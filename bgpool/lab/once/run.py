@@ -44,7 +44,7 @@ class Journal:
                     result = Result.from_json(line)
                     found[result.seed] = result
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{self._path}, line {number}, is none of a journal: {error!r}") from None
+                raise ValueError(f"{self._path}, line {number}, is not a line of a journal: {error!r}") from None
         return found
 
     def add(self, title: str, result: Result) -> None:

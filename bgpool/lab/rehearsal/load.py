@@ -39,7 +39,9 @@ class Load:
         self._every_s: Final = every_s
         self._host, self._port, self._target = _parse(url)
         if _listens(self._host, self._port):
-            raise ValueError(f"{url}: something listens there already; it would be asked instead of the command")
+            raise ValueError(
+                f"{url}: another process listens there already, and would get the requests instead of the command"
+            )
         self._halt: Final = threading.Event()
         self._lock: Final = threading.Lock()  # protects the following attributes
         self._counting_since_s = float("inf")

@@ -72,7 +72,7 @@ SCENARIOS: Final[Mapping[str, Play]] = {
     "healthy": Play("metadata, DNS and green itself all tell"),
     "rollback": Play("taken back after connections were cut: the application goes on on blue", rolled_back=True),
     "frozen": Play("RDS: blue's metadata stay at IN_PROGRESS, green's are deleted", metadata_frozen),
-    "black-hole": Play("blue goes away without a word: no answer, no RST, no more metadata", black_hole_blue),
+    "black-hole": Play("blue and its metadata stop answering: no answer, no RST", black_hole_blue),
 }
 
 
@@ -143,7 +143,7 @@ def check(plan: Plan) -> None:
     if plan.run_dir is not None and plan.run_dir.is_dir():
         others = sorted(path.name for path in plan.run_dir.iterdir() if not path.name.endswith(KEPT))
         if others:
-            raise UnusablePlanError(f"{plan.run_dir} is in use, or something else is in there: {others[0]}")
+            raise UnusablePlanError(f"{plan.run_dir} is in use, or has other files: {others[0]}")
 
 
 def environment(plan: Plan, dsn: str) -> dict[str, str]:

@@ -93,7 +93,7 @@ def findings(report: Rehearsed, *, wanted: str, here: int, ended_early: int | No
 
 def _findings(report: Rehearsed, wanted: str, here: int, ended_early: int | None) -> Iterator[str]:
     if report.outcome != wanted:
-        yield f"the switchover was to be {wanted}, and is {report.outcome}"
+        yield f"the outcome of the switchover is '{report.outcome}', expected '{wanted}'"
     if ended_early is not None:
         yield f"the command ended in the middle of the switchover, {how(ended_early)}"
     elif report.ended_by_itself and report.exit_status:
@@ -105,7 +105,7 @@ def _findings(report: Rehearsed, wanted: str, here: int, ended_early: int | None
     if report.requests is not None and report.requests.failed:
         yield f"{report.requests.failed} requests failed"
     if not any(process.checkouts or process.most_held for process in report.processes):
-        yield "no caller used a pool during or after the switchover: nothing was shown"
+        yield "no caller used a pool during or after the switchover: the rehearsal shows nothing"
 
 
 def how(status: int) -> str:

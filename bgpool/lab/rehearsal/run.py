@@ -175,11 +175,11 @@ class _Rehearsal:
             try:
                 statuses = [deployment.status() for deployment in find(None, self._run_dir)]
             except Error as error:
-                raise NotRehearsedError(f"the run directory cannot be used any more: {error}") from None
+                raise NotRehearsedError(f"the run directory can no longer be used: {error}") from None
             mine = [status for status in statuses if self._is_the_lab(status)]
             if len(mine) > 1:
                 names = ", ".join(repr(status.bg_id) for status in mine)
-                raise NotRehearsedError(f"one deployment, and several bg_ids in use: {names}; they must be the same")
+                raise NotRehearsedError(f"several bg_ids are in use for one deployment: {names}; they must be the same")
             if mine and mine[0].ready and mine[0].workers and (self._load is None or self._load.answers):
                 return RunFiles.of(self._run_dir, mine[0].bg_id)
             if (status := self._application.exit_status) is not None:
@@ -202,7 +202,7 @@ class _Rehearsal:
         told = [f"bg_id {status.bg_id!r}: {'; '.join(status.missing)}" for status in statuses]
         variables = ", ".join(f"${name}" for name in environment(self._plan, self.pair.dsn))
         if told:
-            return f"no pool goes to the database in {variables} ({' / '.join(told)}){asked}"
+            return f"no pool connects to the database in {variables} ({' / '.join(told)}){asked}"
         return (
             "no process has used a pool. A pool begins with its first checkout, or with open(): give --url, or have "
             f"the application open it. It must take its DSN from {variables}, and no bg_run_dir of its own; "

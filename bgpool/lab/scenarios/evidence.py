@@ -92,7 +92,7 @@ def _emptied_and_dropped(trial: Trial) -> None:
 SCENARIOS: Final = (
     Scenario(
         "evidence-metadata-alone",
-        "only blue's metadata tell of the release: the monitor is locked out of green",
+        "only blue's metadata report the release: the monitor is locked out of green",
         evidence=("metadata",),
         evidence_event="old_blue_open",
         trial={"own_monitor": True},
@@ -100,7 +100,7 @@ SCENARIOS: Final = (
     ),
     Scenario(
         "evidence-dns-alone",
-        "the metadata stay at IN_PROGRESS and the monitor is locked out of green: DNS tells",
+        "the metadata stay at IN_PROGRESS and the monitor is locked out of green: only DNS shows the release",
         evidence=("blue DNS updated",),
         evidence_event="blue_dns_moved",
         trial={"own_monitor": True},
@@ -108,7 +108,7 @@ SCENARIOS: Final = (
     ),
     Scenario(
         "evidence-promotion-alone",
-        "the metadata stay at IN_PROGRESS on both sides and DNS moves late: green itself tells",
+        "the metadata stay at IN_PROGRESS on both sides and DNS changes late: only green itself shows the release",
         evidence=PROMOTED,
         trial={"schedule": replace(FAST, blue_dns_moved_s=3.5, green_dns_gone_s=3.7)},
         stage=silence_metadata,
@@ -129,30 +129,30 @@ SCENARIOS: Final = (
     ),
     Scenario(
         "metadata-absent",
-        "the function or table that tells the status is dropped in IN_PROGRESS",
+        "the function or table with the status is dropped in IN_PROGRESS",
         evidence=PROMOTED,
         last_phases=OVER,
         stage=_absent,
     ),
     Scenario(
         "metadata-error",
-        "every question for the status fails from IN_PROGRESS on",
+        "every query for the status fails from IN_PROGRESS on",
         evidence=PROMOTED,
         stage=_error,
     ),
     Scenario(
         "metadata-late",
-        "the deployment shows up in the metadata long after the workers started",
+        "the deployment appears in the metadata long after the workers started",
         play=_late,
     ),
     Scenario(
         "metadata-unknown-words",
-        "statuses and a version that nobody knows, in between",
+        "the metadata have unknown statuses and an unknown version in between",
         stage=_unknown_words,
     ),
     Scenario(
         "monitor-locked-out-of-blue",
-        "blue lets the monitor in no more once the switchover is prepared: green tells",
+        "blue rejects the monitor once the switchover is prepared: green shows the release",
         trial={"own_monitor": True},
         stage=_locked_out_of_blue,
     ),
@@ -166,7 +166,7 @@ SCENARIOS: Final = (
     ),
     Scenario(
         "table-emptied-and-dropped",
-        "mysql.rds_topology loses its SOURCE row at COMPLETED, empties later, and is dropped at last",
+        "mysql.rds_topology loses its SOURCE row at COMPLETED, is emptied later, and is dropped in the end",
         last_phases=(Phase.NOT_CREATED,),
         trial={"flavour": "aurora", "schedule": replace(FAST, emptied_s=2.7), "settle_s": 1.5},
         stage=_emptied_and_dropped,

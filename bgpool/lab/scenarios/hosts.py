@@ -121,35 +121,35 @@ SLOW_PROMOTION: Final = replace(
 )  # fmt: skip
 
 SCENARIOS: Final = (
-    Scenario("connections-cut", "every connection is cut (57P01, 2013), and none refused", stage=_cut_alone),
+    Scenario("connections-cut", "every connection is cut (57P01, 2013), but none is refused", stage=_cut_alone),
     Scenario(
         "tls-cut",
-        "TLS connections are cut at work, and none refused: what OpenSSL keeps of that hurts no other",
+        "TLS connections are cut while in use, but none is refused: OpenSSL's error queue must not affect others",
         trial={"pair_options": {"tls": True}, "workers": 2},
         # A third one briefly tries green under its new name.
         connections=3,
         stage=_tls_cut,
         engines=(Engine.MYSQL,),
     ),
-    Scenario("connections-refused", "blue restarts in IN_PROGRESS: nothing listens for a while", stage=_refused),
+    Scenario("connections-refused", "blue restarts in IN_PROGRESS: no process listens for a while", stage=_refused),
     Scenario(
         "black-hole-blue",
-        "blue goes away without a word (SIGSTOP: no answer, no RST) and its metadata with it",
+        "blue and its metadata stop answering (SIGSTOP: no answer, no RST)",
         evidence=("green promoted",),
         stage=black_hole_blue,
     ),
-    Scenario("black-hole-green", "green goes away without a word until it is promoted", stage=_black_hole_green),
-    Scenario("slow-hosts", "both servers answer, slowly", stage=_slow),
+    Scenario("black-hole-green", "green stops answering until it is promoted", stage=_black_hole_green),
+    Scenario("slow-hosts", "both servers answer slowly", stage=_slow),
     Scenario("slow-promotion", "green takes four seconds to be promoted", trial={"schedule": SLOW_PROMOTION}),
     Scenario(
         "beyond-timeout",
-        "green is promoted long after bg_switchover_timeout_ms: by name meanwhile, and to green at once when it shows",
+        "green is promoted long after bg_switchover_timeout_ms: callers connect by name, then to green once it shows",
         trial={"schedule": SLOW_PROMOTION},
         pool_options={"bg_switchover_timeout_ms": 2500},
     ),
     Scenario(
         "monitor-killed",
-        "kill -9 of the monitor when connections are cut",
+        "the monitor gets kill -9 when connections are cut",
         # A dead monitor is replaced within this time, in which DNS may change, too.
         evidence=("metadata", "green promoted", "blue DNS updated"),
         release_s=2.0,

@@ -90,8 +90,8 @@ def _renewal_was_noticed(trial: Trial) -> list[str]:
     events = {entry.event: entry.mono_ns / 1e9 for entry in (snapshot.timeline if snapshot is not None else ())}
     noticed_s = events.get("Green host certificates changed")
     if noticed_s is None:
-        return [f"nothing in the timeline about new certificates: {list(events)}"]
-    return [] if noticed_s > renewed_s - 0.1 else ["new certificates were noticed before there were any"]
+        return [f"the timeline has no event of new certificates: {list(events)}"]
+    return [] if noticed_s > renewed_s - 0.1 else ["new certificates were reported before they existed"]
 
 
 SCENARIOS: Final = (
@@ -104,26 +104,26 @@ SCENARIOS: Final = (
     ),
     Scenario(
         "dns-failing",
-        "SERVFAIL from before PREPARATION until after the switchover",
+        "DNS answers SERVFAIL from before PREPARATION until after the switchover",
         trial={"pair_options": {"dns": True}, "settle_s": 1.0},
         stage=_failing,
     ),
     Scenario(
         "dns-silent",
-        "no answer to any look-up, and the metadata stay at IN_PROGRESS",
+        "DNS does not answer, and the metadata stay at IN_PROGRESS",
         evidence=("green promoted",),
         trial={"pair_options": {"dns": True}, "settle_s": 5.0},
         stage=_silent,
     ),
     Scenario(
         "dns-stale",
-        "DNS tells blue's old addresses for long after the metadata say COMPLETED",
+        "DNS returns blue's old addresses long after the metadata report COMPLETED",
         trial={"pair_options": {"dns": True}, "settle_s": 1.0},
         stage=_stale,
     ),
     Scenario(
         "tls-renewed-late",
-        "certificates are verified with the name, and green's is for its green name long after it took blue's",
+        "certificates are verified with the name; green's has only the green name long after the renaming",
         trial={"pair_options": {"tls": True}, "schedule": LATE, "settle_s": 1.5},
         # A third one briefly tries green under its new name.
         connections=3,
@@ -131,7 +131,7 @@ SCENARIOS: Final = (
     ),
     Scenario(
         "iam-renamed-late",
-        "tokens instead of a password, each good for one name; green's names change late, its certificates before",
+        "tokens instead of a password, each valid for one name; green's change late, its certificates before",
         trial={"pair_options": {"iam": True}, "schedule": UNEVEN, "settle_s": 1.5},
         # A third one briefly tries green under its new name.
         connections=3,
@@ -139,13 +139,13 @@ SCENARIOS: Final = (
     ),
     Scenario(
         "alias",
-        "a CNAME of a CNAME of the endpoint: it is followed, and takes part",
+        "a CNAME of a CNAME of the endpoint: bgpool follows it, and the pool takes part",
         trial={"pair_options": {"dns": True}, "workers": 2},
         stage=_alias,
     ),
     Scenario(
         "stated-endpoint",
-        "a name that leads to blue without a CNAME: endpoint= says what it stands for",
+        "a name that resolves to blue without a CNAME: endpoint= names its endpoint",
         trial={"workers": 2},
         stage=_stated_endpoint,
     ),

@@ -33,7 +33,7 @@ def _from_in_progress(trial: Trial) -> None:
 
 def _second_after_rollback(trial: Trial) -> None:
     _from_in_progress(trial)
-    wait_until(lambda: _phase(trial) is Phase.CREATED, timeout_s=5.0, what="the rollback to be seen")
+    wait_until(lambda: _phase(trial) is Phase.CREATED, timeout_s=5.0, what="the rollback is seen")
     trial.direct(trial.director.run)
 
 
@@ -45,7 +45,7 @@ def _two_in_one_life(trial: Trial) -> None:
     if split:
         raise LabError(f"{split} rows on old blue that green does not have")
     trial.pair.renew()
-    wait_until(lambda: _phase(trial) is Phase.NOT_CREATED, timeout_s=5.0, what="the first deployment to be forgotten")
+    wait_until(lambda: _phase(trial) is Phase.NOT_CREATED, timeout_s=5.0, what="the first deployment is forgotten")
     trial.director = Director(trial.pair, FAST)
     trial.switch_over()
 
@@ -74,7 +74,7 @@ def _two_at_once(trial: Trial) -> None:
         raise LabError("the other deployment's trial did not end")
     (report,) = reports
     if not report.verdict.clean or report.errors or report.evidence:
-        raise LabError(f"the other deployment: {report}")
+        raise LabError(f"the other deployment's trial failed: {report}")
 
 
 def _deleted_afterwards(trial: Trial) -> None:
@@ -84,14 +84,14 @@ def _deleted_afterwards(trial: Trial) -> None:
     time.sleep(0.3)
     for server in trial.pair.servers:
         metadata.withdraw(server)
-    wait_until(lambda: _phase(trial) is Phase.NOT_CREATED, timeout_s=5.0, what="the deployment to be forgotten")
+    wait_until(lambda: _phase(trial) is Phase.NOT_CREATED, timeout_s=5.0, what="the deployment is forgotten")
     time.sleep(1.0)
 
 
 def _left_on(trial: Trial) -> None:
     trial.switch_over()
     _wait_completed(trial)
-    # Old blue is deleted, as in step 9 of the founding document, and bgpool stays in use.
+    # Old blue is deleted, the usual last step of an upgrade, and bgpool stays in use.
     trial.pair.blue.set_read_only(True)
     trial.pair.blue.refuse_clients()
     trial.pair.blue.cut_clients()
@@ -104,13 +104,13 @@ def _phase(trial: Trial) -> Phase | None:
 
 
 def _wait_completed(trial: Trial) -> None:
-    wait_until(lambda: _phase(trial) is Phase.COMPLETED, timeout_s=5.0, what="the switchover to be completed")
+    wait_until(lambda: _phase(trial) is Phase.COMPLETED, timeout_s=5.0, what="the switchover is completed")
 
 
 SCENARIOS: Final = (
     Scenario(
         "rollback-from-preparation",
-        "taken back before IN_PROGRESS: nobody is held",
+        "rolled back before IN_PROGRESS: no caller is held",
         evidence=(),
         last_phases=(Phase.CREATED,),
         rolled_back=True,
@@ -128,28 +128,28 @@ SCENARIOS: Final = (
     ),
     Scenario(
         "second-after-rollback",
-        "taken back in IN_PROGRESS, tried again, and done",
+        "rolled back in IN_PROGRESS, tried again, and completed",
         play=_second_after_rollback,
     ),
     Scenario(
         "two-in-one-life",
-        "two switchovers one after the other in the life of the same processes",
+        "two switchovers in sequence with the same processes",
         play=_two_in_one_life,
     ),
     Scenario(
         "two-deployments-at-once",
-        "two bg_ids in one run directory: one is switched over, the other is taken back meanwhile",
+        "two bg_ids in one run directory: one is switched over, the other is rolled back at the same time",
         play=_two_at_once,
     ),
     Scenario(
         "deleted-afterwards",
-        "the deployment is deleted after the switchover: the table empties, then it is gone",
+        "the deployment is deleted after the switchover: the table is emptied, then dropped",
         last_phases=(Phase.NOT_CREATED,),
         play=_deleted_afterwards,
     ),
     Scenario(
         "left-on",
-        "bgpool is left on after the switchover, and old blue is deleted",
+        "bgpool stays in use after the switchover, and old blue is deleted",
         play=_left_on,
     ),
 )

@@ -173,7 +173,7 @@ def findings(scenario: Scenario, report: Report) -> list[str]:
     if errors:
         found.append(f"{errors} callers saw an error: {report.error_examples}")
     if report.undecided > MOST_UNDECIDED:
-        found.append(f"of {report.undecided} units of work nobody can tell what became of them")
+        found.append(f"{report.undecided} units of work have an unknown outcome")
     if report.strays:
         found.append(f"connections to the wrong side: {report.strays}")
     if report.longest_call_s > scenario.hold_s + GRACE_S:
@@ -203,7 +203,7 @@ def _release_findings(scenario: Scenario, report: Report) -> list[str]:
 
 def _resume_findings(scenario: Scenario, report: Report) -> list[str]:
     if report.resume_s is None:
-        return ["a thread never went on"]
+        return ["a thread never continued"]
     if report.resume_s > scenario.release_s + RESUME_S:
-        return [f"the last thread went on {report.resume_s:.3f} s after the evidence, or the rollback"]
+        return [f"the last thread continued {report.resume_s:.3f} s after the evidence, or the rollback"]
     return []

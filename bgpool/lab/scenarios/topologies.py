@@ -46,7 +46,7 @@ def _target_session_attrs(trial: Trial) -> None:
 
 
 SCENARIOS: Final = (
-    Scenario("rds", "an RDS instance; metadata, DNS and green itself all tell"),
+    Scenario("rds", "an RDS instance; metadata, DNS and green itself all show the release"),
     Scenario(
         "rds-replicas",
         "an RDS instance with two read replicas, and pools on each",
@@ -63,27 +63,27 @@ SCENARIOS: Final = (
     ),
     Scenario(
         "aurora-writer-alone",
-        "an Aurora cluster of nothing but a writer; pools on each of its endpoints",
+        "an Aurora cluster of only a writer; pools on each of its endpoints",
         trial={"flavour": "aurora", "pair_options": {"custom": True}, "workers": 2},
         stage=_read_everywhere,
     ),
     Scenario(
         "aurora-fewer-green-readers",
-        "two readers on blue, one on green, which stands in for both",
+        "two readers on blue, one on green, which replaces both",
         trial={"flavour": "aurora", "pair_options": {"readers": (2, 1)}, "workers": 2},
         stage=_read_everywhere,
         upgrades=("minor",),
     ),
     Scenario(
         "aurora-no-green-readers",
-        "one reader on blue, none on green: the writer stands in",
+        "one reader on blue, none on green: the writer replaces it",
         trial={"flavour": "aurora", "pair_options": {"readers": (1, 0)}, "workers": 2},
         stage=_read_everywhere,
         upgrades=("minor",),
     ),
     Scenario(
         "outsider",
-        "a pool of the same bg_id on a host that takes no part: it notices nothing",
+        "a pool of the same bg_id on a host that takes no part: it is not affected",
         trial={"workers": 2},
         stage=_outsider,
         check=_was_never_held,

@@ -70,7 +70,7 @@ def _read_only_by_role(trial: Trial) -> None:
 SCENARIOS: Final = (
     Scenario(
         "commits-unanswered",
-        "COMMITs hang on a standby from 0.4 s before the cut: they have committed, and nobody was told",
+        "COMMITs hang on a standby from 0.4 s before the cut: they have committed, but were not answered",
         trial={"schedule": PREPARED},
         stage=_unanswered,
         engines=(Engine.POSTGRESQL,),
@@ -84,7 +84,7 @@ SCENARIOS: Final = (
     ),
     Scenario(
         "post-early",
-        "the metadata tell POST half a second before green takes writes: plain blocks are not let go",
+        "the metadata report POST half a second before green takes writes: plain blocks stay held",
         evidence_event="green_promoted",
         trial={"job": "write"},
         stage=_post_early,
@@ -100,7 +100,7 @@ SCENARIOS: Final = (
     ),
     Scenario(
         "read-only-by-role",
-        "green is read-only for the application's role alone, the monitor has another, and the metadata stay",
+        "green is read-only only for the application's role, not for the monitor's, and the metadata stay unchanged",
         evidence=("green promoted",),
         last_phases=(Phase.COMPLETED, Phase.NOT_CREATED),
         trial={"own_monitor": True},

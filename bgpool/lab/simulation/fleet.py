@@ -362,9 +362,9 @@ class _Run:
     def _look_for_strangers(self, life: _Life, snapshot: Snapshot) -> None:
         for host in snapshot.hosts:
             if host.name not in life.names:
-                self._complain(f"{life.name} knows names that nobody has told it: {host.name}")
+                self._complain(f"{life.name} knows names that it never received: {host.name}")
             if not life.addresses.get(host.name, set()).issuperset(host.addresses):
-                self._complain(f"{life.name} knows addresses that nobody has told it: {host.addresses}")
+                self._complain(f"{life.name} knows addresses that it never received: {host.addresses}")
 
     def _look_for_release(self, life: _Life, snapshot: Snapshot) -> None:
         if life.released_ns is not None or all(entry.event != Phase.POST.name for entry in snapshot.timeline):
@@ -449,7 +449,7 @@ class _Run:
             found_ns = int((FLEET_SILENCE_SWITCHING_S + 0.6) * SECOND) + late_ns - LATE_NS
             missed = bool(self._faults.words) and self._script.window[1] < min(held) + found_ns
             if held_ns > min(held) + late_ns and not missed:
-                self._complain(f"host {number} went on {(held_ns - min(held)) / SECOND:.3f} s longer than on its own")
+                self._complain(f"host {number} continued {(held_ns - min(held)) / SECOND:.3f} s longer than on its own")
 
     def _judge_budget(self) -> None:
         window_ns = max(SECOND, len(self._lives) * SECOND // FLEET_BUDGET_PER_S)
@@ -458,7 +458,7 @@ class _Run:
             times = self._asked["paced"][PLACES[role]]
             worst = max((bisect_left(times, at + window_ns) - place for place, at in enumerate(times)), default=0)
             if worst > most:
-                self._complain(f"{role.colour} was asked {worst} times in {window_ns / SECOND:.0f} s")
+                self._complain(f"{role.colour} was queried {worst} times in {window_ns / SECOND:.0f} s")
 
     def _judge_share(self) -> None:
         """Check that, without faults, the whole fleet queries as often as one monitor."""
@@ -474,7 +474,9 @@ class _Run:
             # While a server does not answer, other hosts query it occasionally.
             turns = (self._clock.now - since_ns) / SECOND / FLEET_TURN_S if self._was_silent[PLACES[role]] else 0
             if asked > 1.1 * count["alone"] + 10 + turns:
-                self._complain(f"{role.colour} was asked {asked} times, and {count['alone']} times by one alone")
+                self._complain(
+                    f"{role.colour} was queried {asked} times, and {count['alone']} times by one host without a fleet"
+                )
 
     def _says_same(self, snapshot: Snapshot, other: _Life) -> bool:
         """Return whether callers are sent to the same places."""

@@ -422,7 +422,9 @@ class Subscriber:
     def hang_up(self) -> None:
         """Handle the server's close of the connection."""
         self._node = None
-        self._clock.after(self._rng.randrange(MS, 30 * MS), self._fail, "the bus has hung up", self._next())
+        self._clock.after(
+            self._rng.randrange(MS, 30 * MS), self._fail, "the bus has closed the connection", self._next()
+        )
 
     def wait_in_vain(self) -> None:
         """Handle a connection on which nothing arrives any longer."""

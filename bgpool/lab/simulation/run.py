@@ -256,17 +256,17 @@ class _Run:
         world.blue.settle_rest()
         for worker in self._workers:
             if not script.hangs and worker.longest_wait_ns() > SHORT_NS:
-                self._complain("a caller waits for ever")
+                self._complain("a caller waits forever")
             errors = [run.text for run in worker.runs if run.told == "not applied"]
             if errors and not script.may_fail:
-                self._complain(f"a caller was told: {errors[0]}")
+                self._complain(f"a caller received an error: {errors[0]}")
         self._judge_units(survivor)
         doubled = [key for key, count in survivor.rows.items() if count > 1]
         if doubled:
             self._complain(f"{len(doubled)} rows were written twice, such as {doubled[0]}")
         split = [key for key, count in other.rows.items() if count and not survivor.rows[key]]
         if split:
-            self._complain(f"{len(split)} rows are on the losing side alone, such as {split[0]}")
+            self._complain(f"{len(split)} rows are only on the losing side, such as {split[0]}")
         if self._published.phase in SWITCHING and self._clock.now > self._published.deadline_ns:
             self._complain(f"{self._published.phase.name} was not left in time")
         if script.rolled_back and self._released_ns is not None:
@@ -285,14 +285,14 @@ class _Run:
             if "applied" in words and not count:
                 self._complain(f"an acknowledged row is lost: {key}")
             if "already" in words and not count:
-                self._complain(f"a caller was told that another run has applied what nobody has: {key}")
+                self._complain(f"a caller received AlreadyApplied for a unit that no run has applied: {key}")
             if words.count("applied") > 1:
                 self._complain(f"two runs have applied a unit: {key}")
             if count and words == ["not applied"] * len(words) and key not in self._died | under_way:
-                self._complain(f"a caller was told that a row is not applied, and it is: {key}")
+                self._complain(f"a caller received an error for a row that was applied: {key}")
             for run in runs:
                 if run.told == "unknown" and run.decidable and self._script.unhurried:
-                    self._complain(f"a caller was told that nobody can tell, and it can be told: {key}")
+                    self._complain(f"a caller received an unknown outcome that can be found out: {key}")
 
     def _judge_release(self) -> None:
         script = self._script
@@ -306,10 +306,10 @@ class _Run:
         bound = max(evidence, self._watched_since) + script.release_bound_ns
         if self._released_ns > bound:
             late = (self._released_ns - bound) / SECOND
-            self._complain(f"released {late:.3f} s later than it had to be")
+            self._complain(f"released {late:.3f} s later than the bound")
         recent = self._clock.now - SHORT_NS
         if any(worker.alive and worker.last_ack_ns < recent for worker in self._workers):
-            self._complain("a worker did not go on after the release")
+            self._complain("a worker did not continue after the release")
 
 
 @functools.cache

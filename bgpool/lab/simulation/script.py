@@ -291,7 +291,7 @@ def _switchover(script: Script, faults: list[str]) -> None:
     # With a logical green, AWS may accept clients all the time.
     early_s = _early(script, drop_s, open_s)
     if early_s is not None:
-        faults.append(f"POST is told {promoted_s - early_s:.1f} s before green takes writes")
+        faults.append(f"POST is reported {promoted_s - early_s:.1f} s before green takes writes")
         script.at(drop_s, "blue's connections dropped", _drop_blue)
     else:
         script.at(drop_s, "connections dropped", _refuse if idle_survive else _drop)

@@ -35,7 +35,7 @@ Key = tuple[int, int]
 #: Answers of a server in place of the requested one.
 CUT: Final = "cut"
 REFUSED: Final = "read only"
-TIMED_OUT: Final = "waited in vain"
+TIMED_OUT: Final = "timed out"
 TAKEN: Final = "there already"
 _IN_PROGRESS: Final = "in progress"
 FUTURE: Final = "in the future"
