@@ -1,7 +1,7 @@
-"""An AsyncPool with the methods of a pool for threads: what is promised of the one is tested on the other.
+"""An AsyncPool with the methods of a pool for threads, so that tests of a blocking pool also run on an AsyncPool.
 
-Every coroutine runs in one event loop, in a thread of its own. What is called with a connection (a unit of work, a
-hook) runs in another thread, as the loop must go on meanwhile.
+Every coroutine runs in one event loop, in its own thread. Functions that are called with a connection (a unit of work,
+a hook) run in another thread, because the loop must keep running.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bgpool.pools.postgres.async_pool import AsyncCheckout
 
 __all__ = ["Bridge", "BridgedPool", "Facade"]
 
-#: What is awaited that a pool or a connection gives.
+#: The awaitable objects that a pool or a connection returns.
 _AWAITED = (
     psycopg.AsyncConnection,
     psycopg.AsyncCursor,
@@ -34,13 +34,13 @@ _AWAITED = (
     contextlib.AbstractAsyncContextManager,
     AsyncCheckout,
 )
-#: Attributes that an AsyncConnection has a coroutine to set for.
+#: Attributes for which an AsyncConnection has a coroutine as setter.
 _MODES = ("autocommit", "isolation_level", "read_only", "deferrable")
 _HOOKS = ("configure", "check", "reset", "reconnect_failed")
 
 
 class Bridge:
-    """An event loop, and what threads need to use what belongs to it."""
+    """An event loop, and the methods by which threads use its objects."""
 
     def __init__(self) -> None:
         self._facades: weakref.WeakValueDictionary[int, Facade] = weakref.WeakValueDictionary()
@@ -59,7 +59,7 @@ class Bridge:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the loop, as asyncio.run does."""
+        """End the loop, like asyncio.run."""
         for pool in self._pools:
             pool.close()
         self.run(self._cancel_all)
@@ -75,9 +75,9 @@ class Bridge:
         await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
 
     def run(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """What *call* returned in the loop, awaited where it can be."""
+        """Return the result of *call* in the loop, awaited if it is awaitable."""
         if self._pid != os.getpid():
-            self._begin()  # the parent's did not come along
+            self._begin()  # the parent's loop does not exist in a child
 
         async def steps() -> Any:
             result = call(*args, **kwargs)
@@ -86,7 +86,7 @@ class Bridge:
         return asyncio.run_coroutine_threadsafe(steps(), self.loop).result(60)
 
     def facade(self, value: Any) -> Any:
-        """*value* as threads may use it."""
+        """Return *value* with an interface for threads."""
         if isinstance(value, _AWAITED) or inspect.isasyncgen(value):
             known = self._facades.get(id(value))
             if known is None:
@@ -104,7 +104,7 @@ class Bridge:
         return self.facade(returned)
 
     async def in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
-        """What *function* returns for what is in *args*, in a thread."""
+        """Return the result of *function* for *args*, called in a thread."""
         facades = map(self.facade, args)
         future = asyncio.get_running_loop().create_future()
         loop = asyncio.get_running_loop()
@@ -112,7 +112,7 @@ class Bridge:
         def call() -> None:
             outcome: tuple[Any, BaseException | None]
             try:
-                # No future takes a StopIteration, and the loop would end with a SystemExit.
+                # A future accepts no StopIteration, and a SystemExit would end the loop.
                 outcome = (function(*facades), None)
             except BaseException as error:
                 outcome = (None, error)
@@ -128,7 +128,7 @@ class Bridge:
         return result
 
     def hook(self, function: Callable[[Any], Any]) -> Callable[[Any], Awaitable[Any]]:
-        """*function*, which blocks, as a coroutine function."""
+        """Return the blocking *function* as a coroutine function."""
 
         async def call(subject: Any) -> Any:
             return await self.in_thread(function, subject)
@@ -136,7 +136,7 @@ class Bridge:
         return call
 
     def maker(self, make: Callable[..., Any]) -> Callable[..., BridgedPool]:
-        """*make*, which makes AsyncPools, as one for threads: its hooks are functions."""
+        """Return *make*, which makes AsyncPools, as a maker of blocking pools: its hooks are functions."""
 
         def made(*args: Any, **options: Any) -> BridgedPool:
             wrapped = {name: self.hook(options[name]) for name in _HOOKS if callable(options.get(name))}
@@ -148,12 +148,12 @@ class Bridge:
 
 
 def bare(value: Any) -> Any:
-    """What *value* is a facade of."""
+    """Return the object behind the facade *value*."""
     return object.__getattribute__(value, "_subject") if isinstance(value, Facade) else value
 
 
 class Facade:
-    """A connection, a cursor, a block or a generator of psycopg's for asyncio, with methods that block."""
+    """A connection, cursor, block or generator of psycopg for asyncio, with blocking methods."""
 
     def __init__(self, bridge: Bridge, subject: Any) -> None:
         vars(self).update(_bridge=bridge, _subject=subject)
@@ -200,7 +200,7 @@ class BridgedPool(Facade):
         return self._bridge.run(self._subject._here)
 
     def run(self, fn: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """As Pool.run."""
+        """See Pool.run."""
 
         async def call(conn: Any) -> Any:
             return await self._bridge.in_thread(lambda facade: fn(facade, *args), conn)
@@ -208,5 +208,5 @@ class BridgedPool(Facade):
         return self._bridge.run(self._subject.run, call, **options)
 
     def close(self, *args: Any) -> None:
-        """As Pool.close."""
+        """See Pool.close."""
         self._bridge.run(self._subject.close, *args)

@@ -1,4 +1,4 @@
-"""Callers in threads of their own, and waiting for what they come to."""
+"""Callers in separate threads, and functions that wait for their results."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["Caller", "drain", "wait_until"]
 
 
 def drain(deployment: Deployment, conn: Any) -> None:
-    """A switchover begins, and the process of *conn* has noticed."""
+    """Begin a switchover, and wait until the process of *conn* has noticed it."""
     deployment.phase(Phase.IN_PROGRESS)
     wait_until(lambda: conn.bgpool_generation.drained and not conn.bgpool_generation.live[0])
 
 
 class Caller(threading.Thread):
-    """Runs a function in a thread and keeps what came of it."""
+    """Runs a function in a thread and keeps its result or exception."""
 
     def __init__(self, function: Callable[[], Any]) -> None:
         super().__init__(daemon=True)
@@ -36,7 +36,7 @@ class Caller(threading.Thread):
             self.result = error
 
     def wait(self) -> Any:
-        """What the function returned or raised."""
+        """Return the function's result or exception."""
         self.join(PATIENCE_S)
-        assert not self.is_alive(), "the caller never came back"
+        assert not self.is_alive(), "the caller did not return"
         return self.result

@@ -1,4 +1,4 @@
-"""Cancels a coroutine where it gives way to the event loop: at the k-th time, or again and again."""
+"""Cancels a coroutine when it yields to the event loop: at the k-th time, or repeatedly."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ __all__ = ["HOW", "Cancelled", "Scene", "new_connector", "new_pool", "quiet", "u
 
 T = TypeVar("T")
 
-#: How a task is cancelled: when it has just begun to wait; when what it waits for has just happened; once more where it
-#: waits next; at every wait from then on, as anyio does.
+#: The moments of a task's cancellation: when it has just begun to wait; when its wait has just ended; once more at its
+#: next wait; at every wait from then on, like anyio.
 HOW: Final = ("early", "late", "twice", "always")
 
 _numbers: Final = itertools.count(1)
@@ -37,7 +37,7 @@ _numbers: Final = itertools.count(1)
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """The driver logs nothing: what it logs is kept by pytest, with connections and their sockets."""
+    """Silence the driver: pytest keeps log records, and with them connections and their sockets."""
     logger = logging.getLogger("psycopg")
     before, logger.disabled = logger.disabled, True
     yield
@@ -45,12 +45,12 @@ def quiet() -> Iterator[None]:
 
 
 def new_pool(pair: Pair, run_dir: Path, **options: Any) -> AsyncPool:
-    """An async pool that follows the segment in *run_dir* and starts no monitor."""
+    """Return an async pool that follows the segment in *run_dir* and starts no monitor."""
     return _new(AsyncPool, pair, run_dir, {"min_size": 1, "max_size": 1, "timeout": 20.0} | options)
 
 
 def new_connector(pair: Pair, run_dir: Path) -> AsyncPostgresConnector:
-    """The same of a connector."""
+    """Return such a connector."""
     return _new(AsyncPostgresConnector, pair, run_dir, {})
 
 
@@ -61,12 +61,12 @@ def _new(kind: Callable[..., T], pair: Pair, run_dir: Path, options: Mapping[str
 
 
 class Cancelled:
-    """*steps*, whose task is cancelled at the *at*-th time that they give way, counted from 1.
+    """A coroutine *steps*, whose task is cancelled the *at*-th time that it yields, counted from 1.
 
     Attributes:
-        waits: How often they gave way.
-        hit: Whether the task was cancelled.
-        on_hit: Called just before that.
+        waits: The number of times that it yielded.
+        hit: True if the task was cancelled.
+        on_hit: Called just before the cancellation.
     """
 
     def __init__(self, steps: Coroutine[Any, Any, Any], how: str, at: int, on_hit: Callable[[], object]) -> None:
@@ -100,7 +100,7 @@ class Cancelled:
             self.on_hit()
         self.hit = True
         if self._how == "late" and waiter is not None:
-            # Before the task hears of it: it is cancelled although it has what it waited for.
+            # The callback runs before the task wakes: the task is cancelled although its wait has succeeded.
             waiter.add_done_callback(lambda _: task.cancel())
         else:
             task.cancel()
@@ -110,7 +110,7 @@ class Cancelled:
         return self._at <= self.waits <= last
 
     async def end(self, limit_s: float = PATIENCE_S, after_s: float | None = None) -> Any:
-        """What they returned or raised, in a task of their own; that is cancelled *after_s* seconds later, too."""
+        """Return the result or exception of the coroutine in its own task, which is also cancelled after *after_s*."""
 
         async def run() -> Any:
             return await self
@@ -119,24 +119,24 @@ class Cancelled:
         if after_s is not None:
             asyncio.get_running_loop().call_later(after_s, task.cancel)
         await asyncio.wait({task}, timeout=limit_s)
-        assert task.done(), f"it did not end: {task}"
-        # It may not even have begun.
+        assert task.done(), f"the task did not end: {task}"
+        # The coroutine may not even have begun.
         self._steps.close()
         if task.cancelled():
             return asyncio.CancelledError()
-        # Without the frames, which hold connections.
+        # Drop the frames, which hold connections.
         error = task.exception()
         return task.result() if error is None else error.with_traceback(None)
 
 
 async def until(condition: Callable[[], bool], what: Callable[[], object], timeout_s: float = PATIENCE_S) -> None:
-    """Wait for *condition*; an assertion fails with *what* when the time is up."""
+    """Wait for *condition*; fail with *what* when the time is up."""
     began = time.monotonic()
     while not condition():
         waited_s = time.monotonic() - began
         assert waited_s < timeout_s, what()
         if waited_s > 0.2:
-            # What hangs in a cycle has its sockets until then.
+            # Objects in reference cycles keep their sockets until they are collected.
             gc.collect()
             await asyncio.sleep(0.1)
         await asyncio.sleep(0.002)
@@ -144,15 +144,15 @@ async def until(condition: Callable[[], bool], what: Callable[[], object], timeo
 
 @dataclass
 class Scene:
-    """What is the same before and after a cancelled operation.
+    """The state that must be the same before and after a cancelled operation.
 
     Attributes:
         pair: The servers.
-        pool: A pool whose connections are all open; None for operations that have one of their own.
-        monitor: A connection of the test's own to blue.
-        things: Tasks of the loop, and file descriptors of the process, before.
-        key: Of the row that the operation at hand writes.
-        calls: How often its unit was called.
+        pool: A pool whose connections are all open; None for operations that make their own.
+        monitor: The test's own connection to blue.
+        things: The number of the loop's tasks, and of the process's file descriptors, before the operation.
+        key: The key of the row that the current operation writes.
+        calls: The number of calls of the operation's unit.
     """
 
     pair: Pair
@@ -166,37 +166,37 @@ class Scene:
         self.note()
 
     def note(self) -> None:
-        """This is how it is to be again."""
+        """Record the current state as the expected one."""
         if self.pool is not None:
-            # Its watcher takes the right to speak for the host, which is a file, when it comes to that.
+            # The watcher takes the right to log for the host, which opens a file, when it first needs it.
             self.pool.participant.speaks_for_host()
         self.things = _things()
 
     def next(self) -> None:
-        """Another operation begins."""
+        """Begin another operation."""
         self.key, self.calls = (98, 0, next(_numbers)), 0
 
     def sessions(self) -> list[str]:
-        """The states of the pool's sessions on the server."""
+        """Return the states of the pool's sessions on the server."""
         sql = "SELECT state FROM pg_stat_activity WHERE usename = %s AND pid <> pg_backend_pid()"
         return [state for (state,) in self.monitor.execute(sql, (ROLE,))]
 
     def rows(self) -> int:
-        """How often the row is in the ledger."""
+        """Return how many times the row is in the ledger."""
         sql = "SELECT count(*) FROM ledger WHERE (worker, thread, n) = (%s, %s, %s)"
         row = self.monitor.execute(sql, self.key).fetchone()
         assert row is not None
         return int(row[0])
 
     async def settle(self) -> None:
-        """Until everything is as before, and every connection of the pool works."""
+        """Wait until everything is as before, and check that every connection of the pool works."""
         pool = self.pool
         size = pool.max_size if pool is not None else 0
         if pool is None:
-            # A pool hangs in cycles with its segment's file, which it has until they are collected.
+            # A pool is in reference cycles with its segment's file, which stays open until they are collected.
             gc.collect()
         else:
-            # After drain() there is none until somebody asks.
+            # After drain() there is no connection until a caller requests one.
             async with pool.connection(PATIENCE_S):
                 pass
 
@@ -214,7 +214,7 @@ class Scene:
             files = [str(fd.readlink()) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
             sql = "SELECT pid, state, wait_event, now() - state_change, query FROM pg_stat_activity WHERE usename = %s"
             rows = self.monitor.execute(sql, (ROLE,)).fetchall()
-            # Whether one is stopped, too.
+            # The first column shows whether a session's process is stopped.
             sessions = [(Path(f"/proc/{row[0]}/stat").read_text(encoding="utf-8")[:40], *row) for row in rows]
             return f"{_things()}, not {self.things}; {pool and pool.stats()}; {sessions}; {tasks}; {files}"
 

@@ -1,4 +1,4 @@
-"""One real server for all, and deployments whose phases a test sets."""
+"""One pair of real servers for all tests, and deployments whose phases are set by the test."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ def postgres_pair() -> Iterator[Pair]:
 
 @pytest.fixture(scope="session")
 def mysql_pair() -> Iterator[Pair]:
-    """The same of MySQL, without TLS, which servers offer by themselves: the proxies of the tests read what is said."""
+    """A MySQL pair, without the TLS that servers offer by default: the proxies of the tests read the traffic."""
     with Pair(engine="mysql", tls="disabled") as pair:
         ledger.create(pair)
         yield pair
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """The kits of the engines that the module's ``ENGINES`` name; SQLAlchemy's, too, for what runs units of work.
+    """Parametrize by the kits of the module's ``ENGINES``; for units of work, by SQLAlchemy's kits, too.
 
-    A module with ``ON_ASYNC_POOL``, the marks that such tests have, is run on an AsyncPool as well; but for what is
-    marked as a matter of threads. One with ``ON_ASYNCPG`` is run through SQLAlchemy on asyncpg, too, and through
-    SQLAlchemy in every other way in the full run alone.
+    A module with ``ON_ASYNC_POOL``, the marks of such tests, also runs on an AsyncPool, except for tests that are
+    marked as specific to threads. A module with ``ON_ASYNCPG`` also runs through SQLAlchemy on asyncpg; all other ways
+    through SQLAlchemy are then part of the full run only.
     """
     if "kit" in metafunc.fixturenames:
         engines = getattr(metafunc.module, "ENGINES", (Engine.POSTGRESQL,))
@@ -70,9 +70,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _repeats(kit: Kit, *, on_asyncpg: bool) -> bool:
-    """Whether *kit* shows nothing that others do not: Connection is to Session everywhere as in threads on PostgreSQL.
+    """Return whether *kit* is redundant: Connection differs from Session in the same way as in threads on PostgreSQL.
 
-    With *on_asyncpg*, nor does any but its sessions: they are SQLAlchemy, a loop and another driver in one.
+    With *on_asyncpg*, all other kits are redundant, too: asyncpg's sessions combine SQLAlchemy, a loop and another
+    driver.
     """
     if not isinstance(kit, Sqlalchemy):
         return False
@@ -108,7 +109,7 @@ def deployment(pair: Pair, tmp_path: Path, timer_ms: int) -> Iterator[Deployment
 
 @pytest.fixture
 def make_pool(kit: Kit, pair: Pair, tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    """Makes pools that follow the segment in the test's own directory and start no monitor."""
+    """Return a maker of pools that follow the segment in the test's own directory and start no monitor."""
     usual = {"min_size": 1, "max_size": 2, "timeout": 20.0}
     if kit is not ASYNC_POOL:
         yield from maker(POOLS, pair, tmp_path, usual)
@@ -120,12 +121,12 @@ def make_pool(kit: Kit, pair: Pair, tmp_path: Path) -> Iterator[Callable[..., An
 
 @pytest.fixture
 def make_connector(pair: Pair, tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    """The same of connectors."""
+    """Return such a maker of connectors."""
     yield from maker(CONNECTORS, pair, tmp_path, {})
 
 
 def maker(kinds: Mapping[Engine, type[Any]], pair: Pair, tmp_path: Path, usual: Mapping[str, Any]) -> Iterator[Any]:
-    """Makes sources of *kinds* with the *usual* options and others, and closes them."""
+    """Make sources of *kinds* with the *usual* options and others, and close them."""
     made: list[ConnectionSource[Any]] = []
 
     def make(dsn: str | None = None, **options: Any) -> ConnectionSource[Any]:
@@ -140,21 +141,21 @@ def maker(kinds: Mapping[Engine, type[Any]], pair: Pair, tmp_path: Path, usual: 
 
 
 class Runner:
-    """Runs units of work through SQLAlchemy, called as a pool is."""
+    """Runs units of work through SQLAlchemy, with the interface of a pool."""
 
     def __init__(self, maker: Any) -> None:
         self._maker = maker
 
     def run(self, fn: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """As Pool.run."""
+        """See Pool.run."""
         return run(self._maker, fn, *args, **options)
 
 
 @pytest.fixture
 def make_engine(kit: Kit, pair: Pair, tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    """Makes engines of SQLAlchemy's on the test's own directory; a monitor starts unless there is a *deployment*.
+    """Return a maker of SQLAlchemy engines in the test's own directory; without a *deployment*, a monitor starts.
 
-    Options that begin with ``bg_`` go into the URL.
+    Options that begin with ``bg_`` become part of the URL.
     """
     made: list[Any] = []
 
@@ -178,7 +179,7 @@ def make_engine(kit: Kit, pair: Pair, tmp_path: Path) -> Iterator[Callable[..., 
 
 @pytest.fixture
 def make_runner(kit: Kit, request: pytest.FixtureRequest) -> Callable[..., Any]:
-    """Makes what has ``run``: a pool, or SQLAlchemy with an engine of its own, which needs a *deployment*."""
+    """Return a maker of objects with ``run``: a pool, or SQLAlchemy with its own engine, which needs a *deployment*."""
     if not isinstance(kit, Sqlalchemy):
         pools: Callable[..., Any] = request.getfixturevalue("make_pool")
         return pools
@@ -200,7 +201,7 @@ def returning(make_pool: Callable[..., Any]) -> Pool[Any]:
 
 @pytest.fixture
 def nudges(monkeypatch: pytest.MonkeyPatch) -> Callable[[Pool[Any]], list[int]]:
-    """Counts the nudges of a pool."""
+    """Return a function that counts the nudges of a pool."""
 
     def count(pool: Pool[Any]) -> list[int]:
         counted: list[int] = []
@@ -216,7 +217,7 @@ def _quiet_driver() -> None:
 
 
 class Work:
-    """A function of a connection that inserts one row of its own, and how often it was called."""
+    """A function of a connection that inserts a row with its own key, and counts its calls."""
 
     def __init__(self, kit: Kit) -> None:
         self.kit = kit
@@ -231,7 +232,7 @@ class Work:
         return f"call {self.calls}"
 
     def rows(self, pair: Pair, colour: str = "blue") -> int:
-        """How often its row is there."""
+        """Return how many times its row is in the ledger."""
         server = pair.blue if colour == "blue" else pair.green
         return sum(row.key == self.key for row in ledger.read(server))
 

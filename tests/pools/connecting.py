@@ -1,4 +1,4 @@
-"""Connecting in place of a generation, for pools whose callers open connections themselves."""
+"""A replacement for a generation's way to connect, for pools whose callers open connections themselves."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ __all__ = ["Connecting"]
 
 
 class Connecting:
-    """Connects: the first attempts as they are told.
+    """Makes connections; the first attempts call the given functions.
 
     Attributes:
-        KIND: What it makes.
+        KIND: The class of the connections.
         by: The names of the threads that have connected.
-        limits: What callers have limited their own attempts to, in seconds.
+        limits: The callers' limits for their own attempts, in seconds.
     """
 
     KIND: ClassVar[type[Any]]
@@ -28,12 +28,12 @@ class Connecting:
 
     @contextlib.contextmanager
     def within(self, seconds: float) -> Iterator[None]:
-        """As a generation's."""
+        """See Generation."""
         self.limits.append(seconds)
         yield
 
     def connect(self, _conninfo: str = "", **_: Any) -> Any:
-        """As a generation's."""
+        """See Generation."""
         self.by.append(threading.current_thread().name)
         if self._first:
             self._first.pop(0)()

@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a server that cuts a connection at its COMMIT, before or after the server has seen it."""
+"""A TCP proxy in front of a server that cuts a connection at its COMMIT, before or after the server has received it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ When = Literal["never", "before", "after"]
 
 
 class CommitCutter:
-    """Passes everything on but the moment of a COMMIT.
+    """Forwards everything, but cuts a connection at its COMMIT.
 
     Attributes:
         when: ``before`` the COMMIT reaches the server, or ``after`` the server has answered it; once, then ``never``.
-        on_cut: Called in the proxy's thread, after the cut, and before the client hears of that.
+        on_cut: Called in the proxy's thread, after the cut, and before the client can notice it.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class CommitCutter:
         server: tuple[str, int],
         is_moment: Callable[[bytes], bool] = lambda data: _is_commit(data),
     ) -> None:
-        """Stand at *address*, in front of *server*; *is_moment* tells by what a client has sent when to cut."""
+        """Listen at *address*, in front of *server*; *is_moment* decides by the data of a client when to cut."""
         self._is_moment = is_moment
         self.when: When = "never"
         self.on_cut: Callable[[], None] = lambda: None
@@ -75,11 +75,11 @@ class CommitCutter:
             backend.sendall(data)
             backend.recv(65536)
         backend.close()
-        # Before the client hears of it: what it does next is to meet what is done here.
+        # Called before the client can notice the cut, so that the client's next action finds the result of this call.
         self.on_cut()
         client.close()
 
 
 def _is_commit(data: bytes) -> bool:
-    """Whether a client has sent COMMIT: a query that ends with a zero (asyncpg's with a semicolon), or its packet."""
+    """Return whether *data* is a COMMIT: a query that ends with a zero (asyncpg's with a semicolon), or its packet."""
     return b"COMMIT\0" in data or b"COMMIT;\0" in data or data.endswith(b"\3COMMIT")

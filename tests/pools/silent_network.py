@@ -1,7 +1,7 @@
 """A network that goes silent under two MySQL connections: one has a query to send, the other a COMMIT.
 
-Run as root under ``unshare --net``. Prints how long each waited for its error, in seconds. The server is in a namespace
-of its own and lets everybody in.
+Run as root under ``unshare --net``. Prints how many seconds each connection waited for its error. The server runs in a
+separate namespace and accepts every login.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pymysql
 from bgpool.mysql import BoundedConnection
 
 HOST = "10.213.45.1"
-#: Longer than the network may be silent.
+#: Longer than the promised time to detect a silent network.
 LIMIT_S = 60
 
 SERVER = f"""

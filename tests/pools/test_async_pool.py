@@ -1,4 +1,4 @@
-"""What only an AsyncPool has to promise: it serves any number of event loops, and ends with each of them."""
+"""Promises that only an AsyncPool makes: it serves any number of event loops, and ends with each of them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ NOWHERE = "postgresql://app:s3cret@127.0.0.1:1/app"
 @pytest.fixture
 def make_pool(pair: Pair, tmp_path: Path) -> Iterator[MakePool]:
     yield from maker(ASYNC_POOLS, pair, tmp_path, {"min_size": 1, "max_size": 2, "timeout": 20.0})
-    # What sleeps would be there yet when the next test looks.
+    # Sleeping sessions would still exist when the next test counts them.
     pair.blue.cut_clients()
 
 
@@ -63,7 +63,7 @@ def descriptors() -> int:
 
 @pytest.fixture
 def quiet(own_log: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder) -> Iterator[None]:
-    """Nothing is logged at WARNING, and nobody is warned, also not by the collector."""
+    """Check that nothing is logged at WARNING and no warning is issued, not even by the collector."""
     own_log.set_level("WARNING")
     yield
     gc.collect()
@@ -105,8 +105,8 @@ def test_two_loops_at_once_have_connections_of_their_own(
 
 @pytest.mark.usefixtures("quiet", "deployment")
 @pytest.mark.parametrize("closes", [False, True])
-def test_one_loop_after_the_other(make_pool: MakePool, *, closes: bool) -> None:
-    """As in a script, or a test suite: nothing of a loop that is closed stays, but what it has counted."""
+def test_one_loop_after_the_other_leaves_nothing_open(make_pool: MakePool, *, closes: bool) -> None:
+    """A closed loop leaves only its counts: this matters for scripts and test suites."""
     pool = make_pool(max_size=2, min_size=2)
 
     async def use() -> None:
@@ -126,7 +126,7 @@ def test_one_loop_after_the_other(make_pool: MakePool, *, closes: bool) -> None:
     before = descriptors(), threading.active_count()
     for _ in range(10):
         asyncio.run(use())
-    # The last loop is buried by the next one, or by the watch thread.
+    # The pool's part in the last loop is removed by the next loop, or by the watcher.
     wait_until(lambda: descriptors() <= before[0] and threading.active_count() <= before[1])
     assert pool.usage().served == 24
     wait_until(lambda: pool.stats().size == 0)
@@ -135,10 +135,10 @@ def test_one_loop_after_the_other(make_pool: MakePool, *, closes: bool) -> None:
 
 
 @pytest.mark.usefixtures("deployment")
-def test_no_count_falls_while_what_a_closed_loop_has_left_is_closed(
+def test_counts_do_not_fall_while_the_remains_of_a_closed_loop_are_removed(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A count that falls would pass for one begun anew, in a table of workers or a graph."""
+    """A falling count would look like a restart, in a table of workers or a graph."""
     pool = make_pool()
     seen: list[int] = []
 
@@ -159,7 +159,7 @@ def test_no_count_falls_while_what_a_closed_loop_has_left_is_closed(
 
 @pytest.mark.usefixtures("quiet", "deployment")
 @pytest.mark.parametrize("how", ["cancelled", "closed at once"])
-def test_a_loop_that_ends_with_connections_out(make_pool: MakePool, how: str) -> None:
+def test_a_loop_may_end_with_connections_in_use(make_pool: MakePool, how: str) -> None:
     pool = make_pool(max_size=2)
     out: list[Any] = []
 
@@ -191,8 +191,8 @@ def test_a_loop_that_ends_with_connections_out(make_pool: MakePool, how: str) ->
 
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize("at", ["connecting", "held", "configure", "reset", "waiting", "check"])
-def test_a_loop_ends_whatever_the_pool_is_at(make_pool: MakePool, deployment: Deployment, pair: Pair, at: str) -> None:
-    """psycopg_pool's workers would go on, and asyncio.run wait for them for ever."""
+def test_a_loop_ends_in_any_state_of_the_pool(make_pool: MakePool, deployment: Deployment, pair: Pair, at: str) -> None:
+    """Otherwise psycopg_pool's workers would continue, and asyncio.run would wait for them forever."""
     reached = threading.Event()
 
     async def dwell(conn: Any) -> None:
@@ -226,7 +226,7 @@ def test_a_loop_ends_whatever_the_pool_is_at(make_pool: MakePool, deployment: De
             await until(lambda: pool.stats().waiting)
         else:
             await until(reached.is_set)
-            # The server is at it, and can be told to stop.
+            # By then the statement runs on the server, and can be cancelled.
             await until(lambda: at == "connecting" or sleepers(pair) - before)
         assert not waiter.done()
 
@@ -239,7 +239,7 @@ def test_a_loop_ends_whatever_the_pool_is_at(make_pool: MakePool, deployment: De
     assert pool.stats().held == 0
 
 
-def test_without_a_loop_and_in_anothers(make_pool: MakePool) -> None:
+def test_use_without_asyncio_or_in_trio_is_refused(make_pool: MakePool) -> None:
     pool = make_pool()
     for steps in (pool.getconn(), pool.open(), pool.close()):
         with pytest.raises(bgpool.ConfigurationError, match="asyncio"):
@@ -274,8 +274,8 @@ def in_child(check: Callable[[], object]) -> int:
 
 
 @pytest.mark.usefixtures("deployment")
-def test_a_fork_in_a_running_loop_and_around_it(make_pool: MakePool) -> None:
-    """As a server that forks its workers does; nothing of the parent's is touched."""
+def test_forks_within_and_outside_of_a_running_loop_work(make_pool: MakePool) -> None:
+    """Like a server that forks its workers; the child does not touch the parent's connections."""
     pool = make_pool(max_size=2)
 
     async def main() -> None:
@@ -313,7 +313,7 @@ EXITS = {
 
 
 @pytest.mark.parametrize("how", EXITS)
-def test_the_end_of_a_process_that_closes_nothing(pair: Pair, deployment: Deployment, how: str) -> None:
+def test_a_process_that_closes_nothing_exits_cleanly(pair: Pair, deployment: Deployment, how: str) -> None:
     program = f"""
 import asyncio, threading, time, bgpool
 pool = bgpool.get_async_pool(
@@ -332,7 +332,7 @@ taken = threading.Event()
 """
     done = subprocess.run([sys.executable, "-X", "dev", "-c", program], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "")
-    # In debug mode asyncio tells of every step that a busy machine takes long for.
+    # In debug mode asyncio logs every step that takes long on a busy machine.
     unasked = ("unclosed event loop", "Executing <")
     lines = [line for line in done.stderr.splitlines() if not any(text in line for text in unasked)]
     assert not [line for line in lines if "bgpool" in line or "psycopg" in line or "pending" in line], done.stderr
@@ -365,7 +365,7 @@ def test_servers_hooks_open_and_close_it_from_any_thread(
     assert pool.closed
 
 
-# -- nothing old, nothing slow -------------------------------------------------------------------------------------
+# -- no stale connections, no blocking -----------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("deployment")
@@ -406,13 +406,13 @@ def test_a_thousand_waiters_take_no_thread_and_the_loop_goes_on(make_pool: MakeP
 
 
 @pytest.mark.parametrize("holds", [False, True])
-def test_a_quiet_loop_is_never_woken(make_pool: MakePool, deployment: Deployment, *, holds: bool) -> None:
-    """Nor one in which a caller is held: it sleeps until something is published."""
+def test_an_idle_loop_is_never_woken(make_pool: MakePool, deployment: Deployment, *, holds: bool) -> None:
+    """A loop in which a caller is held is not woken, either: it sleeps until a change is published."""
     pool = make_pool(min_size=1, max_size=1)
     turns: list[float] = []
 
     async def count_turns() -> int:
-        """In 1.5 s, in which a busy machine may still be at what was begun before."""
+        """Count for 1.5 s; earlier work may still be unfinished on a busy machine."""
         loop: Any = asyncio.get_running_loop()
         turns.clear()
         select = loop._selector.select
@@ -432,8 +432,8 @@ def test_a_quiet_loop_is_never_woken(make_pool: MakePool, deployment: Deployment
             deployment.phase(Phase.IN_PROGRESS)
             held = asyncio.create_task(pool.getconn())
             await until(lambda: pool.stats().held)
-        await asyncio.sleep(0.3)  # until the pool is as it is to be
-        # The sleep's own; whoever wakes the loop does so again and again.
+        await asyncio.sleep(0.3)  # until the pool has settled
+        # Each sleep causes one turn. A defect that wakes the loop would wake it in each attempt.
         for _ in range(5):
             if await count_turns() <= 3:
                 break
@@ -445,7 +445,7 @@ def test_a_quiet_loop_is_never_woken(make_pool: MakePool, deployment: Deployment
     asyncio.run(main())
 
 
-def test_without_a_watch_thread_held_callers_look_for_themselves(
+def test_without_a_watcher_held_callers_poll(
     make_pool: MakePool, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(self: threading.Thread) -> None:
@@ -470,7 +470,7 @@ def test_without_a_watch_thread_held_callers_look_for_themselves(
     assert asyncio.run(main()) != ""
 
 
-def test_what_makes_a_password_or_finds_an_address_blocks_no_loop(make_pool: MakePool, pair: Pair) -> None:
+def test_passwords_and_addresses_do_not_block_the_loop(make_pool: MakePool, pair: Pair) -> None:
     asked, go_on = threading.Event(), threading.Event()
     let_go: list[bool] = []
 
@@ -484,7 +484,7 @@ def test_what_makes_a_password_or_finds_an_address_blocks_no_loop(make_pool: Mak
     async def main() -> None:
         working = asyncio.create_task(session(pool))
         await until(asked.is_set)
-        # The loop goes on while the password is made.
+        # The loop runs while the password is made.
         for _ in range(20):
             await asyncio.sleep(0.01)
         go_on.set()
@@ -551,7 +551,7 @@ async def psycopg_check(conn: Any) -> None:
     await psycopg_pool.AsyncConnectionPool.check_connection(conn)
 
 
-def test_a_class_of_the_users(make_pool: MakePool) -> None:
+def test_a_users_connection_class_works(make_pool: MakePool) -> None:
     class Own(psycopg.AsyncConnection[Any]):
         closed_by = 0
 
@@ -597,7 +597,7 @@ def test_options_are_checked_when_the_pool_is_made() -> None:
     asyncio.run(one.close())
 
 
-def test_a_plain_pool(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plain_pool_works(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BGPOOL_DISABLE", "1")
     pool = get_async_pool(pair.direct_dsn(pair.blue), bg_id="plain", bg_run_dir=tmp_path)
 
@@ -613,7 +613,7 @@ def test_a_plain_pool(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 # -- units ---------------------------------------------------------------------------------------------------------
 
 
-def test_decorated_coroutine_functions(make_pool: MakePool, pair: Pair, work: Work) -> None:
+def test_decorated_coroutine_functions_are_units(make_pool: MakePool, pair: Pair, work: Work) -> None:
     pool = make_pool()
 
     @bgpool.transactional(pool)
@@ -630,7 +630,7 @@ def test_decorated_coroutine_functions(make_pool: MakePool, pair: Pair, work: Wo
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_function_of_the_other_colour_is_refused(
+def test_a_function_of_the_wrong_kind_is_refused(
     make_pool: MakePool, pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = make_pool()
@@ -649,19 +649,21 @@ def test_a_function_of_the_other_colour_is_refused(
             with pytest.raises(TypeError, match=rf"{fn.__name__} returned {what}.*async def") as caught:
                 asyncio.run(call())
             assert "s3cret" not in str(caught.value)
-    monkeypatch.setenv("BGPOOL_DISABLE", "1")  # or a monitor would look at the server for some seconds
+    monkeypatch.setenv("BGPOOL_DISABLE", "1")  # otherwise a monitor would query the server for some seconds
     blocking = bgpool.get_pool(pair.direct_dsn(pair.blue), bg_id="colours", bg_run_dir=tmp_path)
     with pytest.raises(TypeError, match=r"coroutine is asynchronous.*async"):
         _ = blocking.run(coroutine)
     blocking.close()
 
 
-# -- a cancelled task knows ----------------------------------------------------------------------------------------
+# -- cancelled tasks -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fails", ["the cancel", "the end of the statement"])
-def test_a_cancelled_task_sees_that_it_was(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
-    """Also with psycopg 3.3.0 to 3.3.8, which raise what went wrong when the statement was to end."""
+def test_a_cancelled_task_gets_a_cancelled_error(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """This also holds with psycopg 3.3.0 to 3.3.8, which raise the error of the attempt to end the statement."""
 
     async def wait(self: Any, gen: Any, interval: float = 0.1) -> Any:
         try:
@@ -698,7 +700,7 @@ async def execute_sleep(conn: Any) -> None:
     await conn.execute("SELECT pg_sleep(10)")
 
 
-def test_to_leave_a_stream_that_was_cut_is_no_cancellation(make_pool: MakePool) -> None:
+def test_leaving_a_stream_that_was_cut_raises_no_cancelled_error(make_pool: MakePool) -> None:
     pool = make_pool(max_size=1, kwargs={"autocommit": True})
 
     async def main() -> None:
@@ -716,7 +718,7 @@ def test_to_leave_a_stream_that_was_cut_is_no_cancellation(make_pool: MakePool) 
 
 @pytest.mark.usefixtures("deployment")
 def test_an_error_is_freed_with_its_last_reference(make_pool: MakePool) -> None:
-    """An error that waits for the collector keeps the frames of its task, and what they hold of sockets."""
+    """An error that waits for the collector keeps the frames of its task alive, and their sockets."""
 
     async def fail(pool: AsyncPool) -> weakref.ref[BaseException]:
         async with pool.connection() as conn:
@@ -740,13 +742,13 @@ def test_an_error_is_freed_with_its_last_reference(make_pool: MakePool) -> None:
     asyncio.run(main())
 
 
-# -- what is given back in the wrong place --------------------------------------------------------------------------
+# -- connections returned to the wrong pool ------------------------------------------------------------------------
 
 
 def test_a_connection_goes_back_to_a_pool_of_its_kind_in_its_own_loop(
     make_pool: MakePool, pair: Pair, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
-    """psycopg_pool takes it from another loop, and does not wake those who wait for it in its own."""
+    """psycopg_pool accepts it from another loop, and does not wake the callers that wait for it in its own loop."""
     pool = make_pool(max_size=1)
     with bgpool.get_pool(pair.dsn, bg_resolver=pair.resolver, bg_run_dir=tmp_path / "run", min_size=1) as threads:
 
@@ -777,7 +779,7 @@ def test_psycopg_pool_names_the_hook_that_is_at_fault(make_pool: MakePool) -> No
 
     async def main() -> None:
         pool = make_pool(configure=leaves_a_transaction)
-        # Once it has been called.
+        # Until the hook has been called.
         for _ in range(50):
             with pytest.raises(bgpool.PoolTimeout) as caught:
                 await pool.getconn(0.3)

@@ -1,6 +1,6 @@
-"""Every operation of an async pool, cancelled wherever it gives way to the event loop: nothing is lost, or done twice.
+"""Every operation of an async pool, cancelled wherever it yields to the event loop: nothing is lost, or done twice.
 
-Each is made again and again and cancelled one wait later each time, until it comes to its end. After each the pool's
+Each operation is repeated and cancelled one wait later each time, until it completes. After each attempt the pool's
 slots, its connections and their state on the server, file descriptors, tasks and held callers are as before.
 """
 
@@ -35,7 +35,7 @@ Operation = Callable[["Stage"], Awaitable[Any]]
 
 
 class Stage:
-    """What an operation has."""
+    """The objects that an operation uses."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Stage:
         return 7
 
     def soon(self, function: Callable[[], object]) -> None:
-        """Have *function* called while the operation waits."""
+        """Call *function* while the operation waits."""
         asyncio.get_running_loop().call_later(0.003, function)
 
 
@@ -122,7 +122,7 @@ async def refused_and_closed(stage: Stage) -> None:
         await connection.execute("SET TRANSACTION READ ONLY")
         await stage.work(connection)
     finally:
-        # Which asks the server whose refusal it was.
+        # This queries the server to find the cause of the refusal.
         await connection.close()
 
 
@@ -137,7 +137,7 @@ async def unit(stage: Stage) -> Any:
 
 
 async def unit_with_an_id(stage: Stage) -> Any:
-    """Its receipt is inserted first."""
+    """Run a unit whose receipt is inserted first."""
     return await stage.pool.run(stage.work, receipt_id=f"task-{stage.scene.key[2]}")
 
 
@@ -150,19 +150,19 @@ async def refused_unit(stage: Stage) -> Any:
 
 
 async def unit_in_doubt(stage: Stage) -> Any:
-    """Its COMMIT was applied and not answered: the server is asked what became of it."""
+    """Run a unit whose COMMIT was applied and not answered: the server is queried for its outcome."""
     stage.cutter.when = "after"
     return await stage.pool.run(stage.work)
 
 
 async def unit_run_again(stage: Stage) -> Any:
-    """Its COMMIT came to nothing."""
+    """Run a unit whose COMMIT had no effect."""
     stage.cutter.when = "before"
     return await stage.pool.run(stage.work)
 
 
 async def interrupted_unit(stage: Stage) -> Any:
-    """Its transaction is cut in a switchover, and it is run again."""
+    """Run a unit whose transaction is cut in a switchover, so that it is run again."""
 
     async def work(connection: Any) -> int:
         if not stage.scene.calls:
@@ -173,7 +173,7 @@ async def interrupted_unit(stage: Stage) -> Any:
 
 
 async def interrupted_between_statements(stage: Stage) -> Any:
-    """Its transaction is cut while its function waits for something else, and ROLLBACK goes nowhere."""
+    """Run a unit whose transaction is cut between statements, so that its ROLLBACK cannot be sent."""
 
     async def work(connection: Any) -> int:
         stage.scene.calls += 1
@@ -192,7 +192,7 @@ async def interrupted_between_statements(stage: Stage) -> Any:
 
 
 async def queue(stage: Stage) -> None:
-    """Another task has the connection, and gives it back."""
+    """Wait for the connection that another task has and returns."""
     taken = await stage.pool.getconn()
     stage.soon(lambda: asyncio.ensure_future(stage.pool.putconn(taken)))
     await block(stage)
@@ -230,8 +230,8 @@ async def held_in_vain(stage: Stage) -> None:
 async def held_with_a_connection(stage: Stage) -> None:
     async with stage.pool.connection() as connection:
         stage.deployment.phase(Phase.IN_PROGRESS)
-        while not connection.bgpool_generation.drained:  # type: ignore[attr-defined]  # of ours
-            time.sleep(0.001)  # what gives way would be cancelled
+        while not connection.bgpool_generation.drained:  # type: ignore[attr-defined]  # an attribute of bgpool
+            time.sleep(0.001)  # an await would be cancelled
         stage.soon(stage.deployment.roll_back)
         await stage.work(connection)
 
@@ -279,7 +279,7 @@ OF_A_POOL: list[Operation] = [first_checkout, opened_by_a_connector, closed_whil
 
 
 def _ways(operations: Iterable[Operation], telling: Iterable[Operation]) -> list[Any]:
-    """Each operation with each way to cancel it; in the default run those that are *telling*, the others in one way."""
+    """Return each operation with each way to cancel it; outside *telling*, the default run has one way only."""
     return [
         pytest.param(operation, how, marks=() if how == "early" or operation in telling else pytest.mark.full)
         for operation, how in itertools.product(operations, HOW)
@@ -309,7 +309,7 @@ def test_a_cancelled_operation_loses_nothing(
         for operation, how in itertools.product(WITH_RECEIPTS, HOW)
     ],
 )
-def test_nor_does_one_that_leaves_receipts(
+def test_a_cancelled_operation_with_receipts_loses_nothing(
     prepared: Deployment, cutter: CommitCutter, postgres_pair: Pair, tmp_path: Path, operation: Operation, how: str
 ) -> None:
     create(postgres_pair)
@@ -329,7 +329,7 @@ def test_a_pool_that_is_cancelled_while_it_opens_or_closes_leaves_nothing(
 
 
 @pytest.mark.parametrize("operation", [closed_by_hand, refused_and_closed])
-def test_nor_does_one_whose_connection_is_returned_by_close(
+def test_a_cancelled_operation_with_close_returns_loses_nothing(
     prepared: Deployment, cutter: CommitCutter, postgres_pair: Pair, tmp_path: Path, operation: Operation
 ) -> None:
     asyncio.run(_cancel_everywhere(operation, "always", prepared, cutter, postgres_pair, tmp_path, close_returns=True))
@@ -342,7 +342,7 @@ def test_nor_does_one_whose_connection_is_returned_by_close(
         for one in OPERATIONS
     ],
 )
-def test_nor_does_one_where_the_driver_gives_way_though_it_need_not_wait(
+def test_a_cancelled_operation_loses_nothing_where_the_driver_yields(
     prepared: Deployment,
     cutter: CommitCutter,
     postgres_pair: Pair,
@@ -350,7 +350,7 @@ def test_nor_does_one_where_the_driver_gives_way_though_it_need_not_wait(
     operation: Operation,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """psycopg does so, from 3.3.9 on, where a loop has been busy for a while."""
+    """psycopg yields there, from 3.3.9 on, if a loop has been busy for a while."""
     monkeypatch.setattr(psycopg.waiting, "MAX_BUSY_TIME", -1.0, raising=False)
     asyncio.run(_cancel_everywhere(operation, "early", prepared, cutter, postgres_pair, tmp_path))
 
@@ -358,7 +358,7 @@ def test_nor_does_one_where_the_driver_gives_way_though_it_need_not_wait(
 @pytest.mark.full
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_nor_does_one_on_uvloop(
+def test_a_cancelled_operation_on_uvloop_loses_nothing(
     prepared: Deployment, cutter: CommitCutter, postgres_pair: Pair, tmp_path: Path, operation: Operation, how: str
 ) -> None:
     uvloop.run(_cancel_everywhere(operation, how, prepared, cutter, postgres_pair, tmp_path))
@@ -396,7 +396,7 @@ async def _cancel_everywhere(
 
 
 async def _cancel_once(operation: Operation, how: str, at: int, stage: Stage) -> bool:
-    """Whether it was cancelled before it was over."""
+    """Return whether the operation was cancelled before it was complete."""
     scene, calls = stage.scene, [0]
     scene.next()
     steps = Cancelled(operation(stage), how, at, lambda: calls.append(scene.calls))  # type: ignore[arg-type]  # a coroutine
@@ -404,7 +404,7 @@ async def _cancel_once(operation: Operation, how: str, at: int, stage: Stage) ->
     stage.cutter.when = "never"
     if stage.deployment.snapshot.phase is Phase.IN_PROGRESS:
         stage.deployment.roll_back()
-    # The timer of an operation that was cancelled.
+    # The timer of a cancelled operation may still run.
     await asyncio.sleep(0.004)
     if stage.deployment.snapshot.phase is Phase.CREATED:
         stage.deployment.phase(Phase.PREPARATION)

@@ -1,4 +1,4 @@
-"""Many operations of an async pool at a time, cancelled at random moments, while deployments are switched over."""
+"""Many concurrent operations of an async pool, cancelled at random moments, while deployments are switched over."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _quiet() -> Iterator[None]:
 
 @pytest.fixture
 def same_server(postgres_pair: Pair, deployment: Deployment) -> Deployment:
-    """Green's name leads to blue, too: one ledger has everything that was written on either side of a switchover."""
+    """Let green's name resolve to blue, too: one ledger then has all rows that were written on either side."""
     names = {host.name: (postgres_pair.blue.address,) for host in deployment.snapshot.hosts_of(Role.TARGET)}
     deployment.tell(Resolved(now(), names))
     deployment._addresses |= names
@@ -48,10 +48,10 @@ class Crowd:
     """Callers of a pool.
 
     Attributes:
-        ended: What became of the operations, counted.
-        failed: Units of work that failed, and were not cancelled.
-        acknowledged: Of which rows somebody was told that they are there.
-        keys: The rows that were tried to write.
+        ended: The outcomes of the operations, counted.
+        failed: Units of work that failed without being cancelled.
+        acknowledged: The rows whose write was acknowledged to a caller.
+        keys: The rows of all attempted writes.
     """
 
     def __init__(self, pool: AsyncPool, seed: int, count: int) -> None:
@@ -65,11 +65,11 @@ class Crowd:
 
     @property
     def done(self) -> int:
-        """Operations that have ended."""
+        """The number of operations that have ended."""
         return self.ended.total()
 
     async def run(self) -> None:
-        """Until all operations have ended."""
+        """Run until all operations have ended."""
         await asyncio.gather(*(self._call() for _ in range(CALLERS)))
 
     async def _call(self) -> None:
@@ -81,7 +81,7 @@ class Crowd:
             await self._cancelled(operation, key)
 
     async def _cancelled(self, operation: Callable[[Key], Any], key: Key) -> None:
-        # By the number of waits, which meets each of them, or by the clock.
+        # Either by the number of waits, which reaches each of them, or by time.
         at, after_s = 0, None
         if self._random.random() < 0.6:
             at = self._random.randint(1, 14)
@@ -120,7 +120,7 @@ class Crowd:
 
 
 async def _switch_over(deployment: Deployment, pair: Pair, dice: random.Random) -> None:
-    """To green, or back to blue; the server may be silent meanwhile."""
+    """Switch over to green, or back to blue; the server may be silent during the switchover."""
     deployment.phase(Phase.PREPARATION)
     await asyncio.sleep(0.02)
     deployment.phase(Phase.IN_PROGRESS)
@@ -170,7 +170,7 @@ def test_operations_cancelled_at_random_lose_nothing(
         with psycopg.connect(postgres_pair.direct_dsn(postgres_pair.blue), autocommit=True) as monitor:
             monitor.execute("DELETE FROM ledger WHERE worker = 96")
             async with pool:
-                # What a process has once it has seen one.
+                # Descriptors that a process keeps after its first switchover.
                 await _switch_over(deployment, postgres_pair, dice)
                 scene = Scene(postgres_pair, None, monitor)
                 scene.pool = pool
@@ -198,7 +198,7 @@ def test_operations_cancelled_at_random_lose_nothing(
     run(main())
 
 
-#: What reaches plain blocks whose transaction a switchover has cut.
+#: Errors of plain blocks whose transaction was cut by a switchover.
 INTERRUPTED: Final = (SwitchoverInterrupted.__name__, CommitOutcomeUnknown.__name__)
 
 

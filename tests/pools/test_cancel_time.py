@@ -1,4 +1,4 @@
-"""How long a cancelled caller waits until it goes on, also where the server is silent."""
+"""The time until a cancelled caller continues, also if the server is silent."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.waiting import quickest, until
 
 pytestmark = pytest.mark.lab
 
-#: What a turn of a busy loop may take.
+#: The maximum time for a turn of a busy loop.
 AT_ONCE_S = 0.05
 
 
@@ -36,32 +36,32 @@ def _quiet() -> Iterator[None]:
 
 @pytest.fixture
 def make(postgres_pair: Pair, deployment: Deployment) -> Iterator[Callable[..., AsyncPool]]:
-    """Makes pools of one connection."""
+    """Return a maker of pools of one connection."""
     yield lambda **options: new_pool(postgres_pair, deployment.run_dir, **options)
-    # What was cut goes on sleeping.
+    # On the server, a cut session keeps sleeping.
     postgres_pair.blue.cut_clients()
 
 
 async def _cancelled(
-    steps: Awaitable[Any], is_there: Callable[[], object], meanwhile: Callable[[], object] = lambda: None
+    steps: Awaitable[Any], is_there: Callable[[], object], then: Callable[[], object] = lambda: None
 ) -> float:
-    """How long *steps*, which are cancelled once they are where *is_there* says, took to end after that.
+    """Return the time that *steps* took to end after their cancellation, which happens once *is_there* is true.
 
-    Then *meanwhile* is called as well.
+    *then* is called directly after the cancellation.
     """
     task = asyncio.ensure_future(steps)
     await until(is_there)
     assert not task.done()
     began = time.monotonic()
     task.cancel()
-    meanwhile()
+    then()
     await asyncio.wait({task}, timeout=15)
     assert task.cancelled()
     return time.monotonic() - began
 
 
 def _at_it(pair: Pair) -> set[int]:
-    """The sessions that sleep on the server, or that have written and wait for their client."""
+    """Return the sessions that sleep on the server, or that have written and wait for their client."""
     query = (
         "SELECT pid FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
         " OR state = 'idle in transaction' AND query LIKE 'INSERT%'"
@@ -113,7 +113,7 @@ async def _commit(pool: AsyncPool) -> None:
     await pool.run(work)
 
 
-def test_a_held_caller_goes_on_at_once(make: Callable[..., AsyncPool], deployment: Deployment, told: Any) -> None:
+def test_a_held_caller_continues_at_once(make: Callable[..., AsyncPool], deployment: Deployment, told: Any) -> None:
     async def main() -> float:
         async with make() as pool:
             deployment.phase(Phase.IN_PROGRESS)
@@ -124,7 +124,7 @@ def test_a_held_caller_goes_on_at_once(make: Callable[..., AsyncPool], deploymen
     assert took_s < AT_ONCE_S
 
 
-def test_a_caller_in_the_queue_goes_on_at_once(make: Callable[..., AsyncPool], told: Any) -> None:
+def test_a_queued_caller_continues_at_once(make: Callable[..., AsyncPool], told: Any) -> None:
     async def main() -> float:
         async with make() as pool, pool.connection():
             return await _cancelled(_sleep(pool), lambda: pool.stats().waiting)
@@ -134,7 +134,7 @@ def test_a_caller_in_the_queue_goes_on_at_once(make: Callable[..., AsyncPool], t
     assert took_s < AT_ONCE_S
 
 
-def test_a_caller_goes_on_at_once_while_a_connection_is_opened_to_a_silent_server(
+def test_a_caller_continues_at_once_during_a_connect_to_a_silent_server(
     make: Callable[..., AsyncPool], postgres_pair: Pair, deployment: Deployment, told: Any
 ) -> None:
     address = postgres_pair.blue.address.rsplit(".", 1)[0] + ".98"
@@ -172,7 +172,7 @@ def test_a_statement_is_cancelled_by_a_server_that_works(
 def test_a_silent_server_is_not_waited_for(
     make: Callable[..., AsyncPool], postgres_pair: Pair, told: Any, use: Callable[[AsyncPool], Awaitable[None]]
 ) -> None:
-    """psycopg gives it 5 s to cancel the statement and as long to end it, and waits for its ROLLBACK for ever."""
+    """psycopg allows 5 s to cancel the statement and 5 s to end it, and waits for its ROLLBACK without limit."""
 
     async def main() -> float:
         before = _at_it(postgres_pair)
@@ -210,5 +210,5 @@ def test_a_cut_ends_the_wait(
 
 @pytest.fixture
 def told(record_property: Callable[[str, object], None]) -> Callable[[str, float], None]:
-    """Prints a figure in the summary."""
+    """Print a figure in the summary."""
     return lambda what, took_s: record_property("told", f"cancelled: {what}: {1000 * took_s:.1f} ms")

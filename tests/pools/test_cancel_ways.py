@@ -1,4 +1,4 @@
-"""What cancels a task (a limit of time, a group whose other task fails, anyio), and what a function does with that."""
+"""Sources of a task's cancellation (a time limit, a failed task of its group, anyio), and functions that handle it."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ def _quiet() -> Iterator[None]:
 
 @pytest.fixture
 def enter(postgres_pair: Pair, deployment: Deployment) -> Enter:
-    """Enters a scene whose pool has one connection, which is as it was at the end."""
+    """Enter a scene whose pool has one connection, and check at the end that it is as before."""
 
     @contextlib.asynccontextmanager
     async def scene() -> Any:
         pool = new_pool(postgres_pair, deployment.run_dir)
         with psycopg.connect(postgres_pair.direct_dsn(postgres_pair.blue), autocommit=True) as monitor:
             async with pool:
-                # What a process has once it has seen a switchover.
+                # So that the scene includes everything that a process keeps after its first switchover.
                 async with pool.connection() as connection:
-                    generation: Any = connection.bgpool_generation  # type: ignore[attr-defined]  # of ours
+                    generation: Any = connection.bgpool_generation  # type: ignore[attr-defined]  # bgpool's
                 deployment.phase(Phase.IN_PROGRESS)
                 await until(lambda: generation.drained)
                 deployment.roll_back()
@@ -71,7 +71,7 @@ def _pool(scene: Scene) -> AsyncPool:
     return scene.pool
 
 
-# -- what cancels ----------------------------------------------------------------------------------------------------
+# -- sources of the cancellation -----------------------------------------------------------------------------------
 
 
 async def _wait_for(limit_s: float, steps: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
@@ -122,7 +122,7 @@ LIMITS = [
 
 @pytest.mark.parametrize("run", RUN)
 @pytest.mark.parametrize("limit", LIMITS)
-def test_a_caller_that_runs_into_a_limit_leaves_nothing(
+def test_a_caller_that_reaches_its_time_limit_leaves_nothing(
     enter: Enter, deployment: Deployment, limit: Limit, run: Callable[..., Any]
 ) -> None:
     async def main() -> None:
@@ -142,7 +142,7 @@ def test_a_caller_that_runs_into_a_limit_leaves_nothing(
                 await pool.run(work)
 
             for steps in (block, unit):
-                # Until it has begun in that time, whatever else the machine does.
+                # Double the limit until the unit begins within it, even on a busy machine.
                 calls, limit_s = scene.calls, 0.02
                 while scene.calls == calls:
                     with pytest.raises((TimeoutError, asyncio.TimeoutError)):
@@ -164,13 +164,13 @@ def test_a_caller_that_runs_into_a_limit_leaves_nothing(
     run(main())
 
 
-# -- what a function does with it ------------------------------------------------------------------------------------
+# -- functions that handle the cancellation ------------------------------------------------------------------------
 
 
 def test_a_unit_whose_function_catches_the_end_of_its_task_is_not_run_again(
     enter: Enter, deployment: Deployment
 ) -> None:
-    """What it has finished is committed: that is its own doing, as on a pool of threads."""
+    """The work that the function completes is committed, like on a blocking pool."""
 
     async def main() -> None:
         async with enter() as scene:
@@ -201,9 +201,7 @@ def test_a_unit_whose_function_catches_the_end_of_its_task_is_not_run_again(
 
 
 @pytest.mark.parametrize("limit", LIMITS)
-def test_a_unit_whose_function_goes_on_after_a_limit_of_its_own_is_committed_whole_or_not_at_all(
-    enter: Enter, limit: Limit
-) -> None:
+def test_a_unit_that_continues_after_its_own_limit_is_committed_whole_or_not_at_all(enter: Enter, limit: Limit) -> None:
     async def main() -> None:
         async with enter() as scene:
 
@@ -220,15 +218,15 @@ def test_a_unit_whose_function_goes_on_after_a_limit_of_its_own_is_committed_who
                     await limit(0.2, wait)
                 return "done"
 
-            # Nothing has happened to its transaction.
+            # Its transaction is unaffected.
             assert await _pool(scene).run(work) == "done"
             assert (scene.rows(), scene.calls) == (1, 1)
             if limit in (_wait_for, _timeout):
-                # A statement was cancelled in a block of its own.
+                # The statement was cancelled in a nested block.
                 scene.next()
                 assert await _pool(scene).run(partial(work, is_apart=True), SLEEP) == "done"
                 assert (scene.rows(), scene.calls) == (1, 1)
-            # A statement was cancelled, and with it the transaction.
+            # The statement was cancelled, and with it the transaction.
             scene.next()
             with pytest.raises(psycopg.Error) as failed:
                 await _pool(scene).run(work, SLEEP)

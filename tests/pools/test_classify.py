@@ -1,4 +1,4 @@
-"""What psycopg may have committed when its connection was lost: every generator is judged, and on a real server too."""
+"""Work that psycopg may have committed before a lost connection: every generator is judged, also on a real server."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MakePool = Callable[..., Pool[Any]]
 
 
 def modules(package: Any) -> Iterator[Any]:
-    """The modules of *package* that wait for something; those of asyncio do it in their own way."""
+    """Return the modules of *package* that wait; those of asyncio have their own way."""
     for path in Path(package.__path__[0]).rglob("*.py"):
         if "async" not in path.stem and ".wait(" in path.read_text():
             name = path.relative_to(Path(package.__path__[0]).parent).with_suffix("")
@@ -37,7 +37,7 @@ def modules(package: Any) -> Iterator[Any]:
 
 
 def waited_for(module: Any) -> set[str]:
-    """The qualified names of the generators that *module* passes to a connection's wait()."""
+    """Return the qualified names of the generators that *module* passes to a connection's wait()."""
     tree = ast.parse(inspect.getsource(module))
     classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and "Async" not in node.name]
     found: set[str] = set()
@@ -52,7 +52,7 @@ def waited_for(module: Any) -> set[str]:
 
 
 def named(module: Any, scope: str, argument: ast.expr) -> set[str]:
-    """The qualified names of what *argument*, found in the class *scope*, may be."""
+    """Return the qualified names of the generators that *argument*, found in the class *scope*, may be."""
     assert isinstance(argument, ast.Call), f"{module.__name__}: wait({ast.unparse(argument)}) is no call of a generator"
     if isinstance(argument.func, ast.Name):
         return {getattr(module, argument.func.id).__qualname__}
@@ -100,7 +100,7 @@ def test_every_generator_that_psycopg_waits_for_is_judged_and_no_other() -> None
         (";" + "/**/" * 5000 + "SELECT 1", False),
     ],
 )
-def test_what_ends_a_transaction_in_words(text: str, does: bool) -> None:
+def test_statements_that_end_a_transaction_are_recognized(text: str, does: bool) -> None:
     assert commits(text) is does
 
 
@@ -109,12 +109,12 @@ def test_what_ends_a_transaction_in_words(text: str, does: bool) -> None:
 Use = Callable[[Any, Callable[[], object]], object]
 
 INSERT = "INSERT INTO ledger (worker, thread, n) VALUES (55, 5, 5)"
-#: Wide, so that the server soon sends some; and never all.
+#: Wide rows, so that the server soon sends some, but never all.
 ROWS = "SELECT repeat('x', 9000), pg_sleep(0.001) FROM generate_series(1, 20000)"
 
 
 def after(statement: str, use: Callable[[Any], object]) -> Use:
-    """*use* of a connection that has run *statement* and was cut since."""
+    """Call *use* with a connection that has run *statement* and was then cut."""
 
     def cut_between(conn: Any, cut: Callable[[], object]) -> None:
         conn.execute(statement)
@@ -202,7 +202,7 @@ def prepare(conn: Any, cut: Callable[[], object], end: str = "") -> None:
     if not end:
         cut()
         conn.tpc_prepare()
-    conn._tpc = (conn._tpc[0], end != "tpc_rollback")  # as after tpc_prepare(), which takes a server with a setting
+    conn._tpc = (conn._tpc[0], end != "tpc_rollback")  # the state after tpc_prepare(), which needs a server setting
     cut()
     getattr(conn, end)()
 
@@ -286,7 +286,7 @@ IN_DOUBT: dict[str, tuple[bool, Use, str]] = {
 
 
 def cut_in(use: Use, make_pool: MakePool, deployment: Deployment, pair: Pair, autocommit: bool) -> Exception:
-    """What comes of *use* of a connection that the server ends."""
+    """Return the error of *use* with a connection that the server ends."""
     deployment.phase(Phase.PREPARATION)
     pool = make_pool(max_size=1, kwargs={"autocommit": autocommit})
     with pytest.raises(psycopg.Error) as caught, pool.connection() as conn:
@@ -296,14 +296,18 @@ def cut_in(use: Use, make_pool: MakePool, deployment: Deployment, pair: Pair, au
 
 @pytest.mark.lab
 @pytest.mark.parametrize("what", CERTAIN)
-def test_what_cannot_have_committed(what: str, make_pool: MakePool, deployment: Deployment, pair: Pair) -> None:
+def test_work_that_cannot_have_committed_is_interrupted(
+    what: str, make_pool: MakePool, deployment: Deployment, pair: Pair
+) -> None:
     autocommit, use = CERTAIN[what]
     assert type(cut_in(use, make_pool, deployment, pair, autocommit)) is bgpool.SwitchoverInterrupted
 
 
 @pytest.mark.lab
 @pytest.mark.parametrize("what", IN_DOUBT)
-def test_what_may_have_committed(what: str, make_pool: MakePool, deployment: Deployment, pair: Pair) -> None:
+def test_work_that_may_have_committed_is_in_doubt(
+    what: str, make_pool: MakePool, deployment: Deployment, pair: Pair
+) -> None:
     autocommit, use, text = IN_DOUBT[what]
     error = cut_in(use, make_pool, deployment, pair, autocommit)
     assert type(error) is bgpool.CommitOutcomeUnknown

@@ -1,4 +1,4 @@
-"""The end of a pool takes no longer than its caller allows."""
+"""Closing a pool takes no longer than its caller allows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bgpool.pools.alias import Endpoint
 
 @pytest.mark.parametrize("scheme", ["postgresql", "mysql"])
 def test_threads_that_are_connecting_are_waited_for_together(scheme: str, tmp_path: Path) -> None:
-    """psycopg_pool waits so long for each of its threads: 15 s where three of them connected to a silent host."""
+    """psycopg_pool waits the whole time for each of its threads: 15 s if three of them connect to a silent host."""
     with contextlib.ExitStack() as stack:
         silent = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         deployment = stack.enter_context(testing.deployment(tmp_path))
@@ -32,7 +32,7 @@ def test_threads_that_are_connecting_are_waited_for_together(scheme: str, tmp_pa
         began = time.monotonic()
         pool.close(timeout=2.0)
         took_s = time.monotonic() - began
-    # One after the other they would take three times as long.
+    # Waits one after the other would take three times as long.
     assert took_s < 5.5
 
 

@@ -1,4 +1,4 @@
-"""psycopg_pool's own ways back: close() with close_returns, and its putconn."""
+"""psycopg_pool's own ways to return a connection: close() with close_returns, and its putconn."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ def test_a_usable_connection_is_returned(kit: Kit, returning: Pool[Any]) -> None
     first.close()
     second = returning.getconn()
     assert kit.session(second) == session
-    # Returned as putconn returns it: rolled back.
+    # The connection is returned as by putconn: rolled back.
     with pytest.raises(psycopg.errors.UndefinedTable):
         second.execute("TABLE mine")
     returning.putconn(second)
     assert returning.usage().in_use == 0
 
 
-def test_its_last_user_has_a_closed_connection_whatever_becomes_of_it(kit: Kit, returning: Pool[Any]) -> None:
+def test_a_returned_connection_stays_closed_for_its_last_user(kit: Kit, returning: Pool[Any]) -> None:
     first = returning.getconn()
     cursor = first.execute("SELECT 1")
     first.close()
     second = returning.getconn()
     assert first.closed
     assert not second.closed
-    # A late second close puts nothing of the next user's into the pool.
+    # A second close does not return the next user's connection.
     first.close()
     returning.putconn(first)
     with pytest.raises(bgpool.PoolTimeout):
@@ -58,12 +58,14 @@ def test_its_last_user_has_a_closed_connection_whatever_becomes_of_it(kit: Kit, 
 
 
 @pytest.mark.threads
-def test_of_two_that_close_it_at_once_one_is_too_late(returning: Pool[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_concurrent_closes_the_second_has_no_effect(
+    returning: Pool[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     conn = returning.getconn()
     passing_on = type(conn).bgpool_pass_on
 
     def meanwhile(self: Any) -> Any:
-        conn.close()  # what another thread does just then
+        conn.close()  # by another thread at the same moment
         return passing_on(self)
 
     monkeypatch.setattr(type(conn), "bgpool_pass_on", meanwhile)
@@ -73,7 +75,7 @@ def test_of_two_that_close_it_at_once_one_is_too_late(returning: Pool[Any], monk
         assert returning.stats().size == 1
 
 
-def test_notices_and_prepared_statements_go_on(returning: Pool[Any]) -> None:
+def test_notices_and_prepared_statements_still_work(returning: Pool[Any]) -> None:
     first = returning.getconn()
     for _ in range(8):
         first.execute("SELECT %s::int", (1,))
@@ -90,7 +92,7 @@ def test_notices_and_prepared_statements_go_on(returning: Pool[Any]) -> None:
 
 
 @pytest.mark.parametrize("what", ["cut", "a transaction's block", "a pipeline"])
-def test_another_one_is_closed(kit: Kit, pair: Pair, returning: Pool[Any], what: str) -> None:
+def test_an_unusable_connection_is_closed(kit: Kit, pair: Pair, returning: Pool[Any], what: str) -> None:
     conn = returning.getconn()
     session = kit.session(conn)
     with contextlib.ExitStack() as stack:
@@ -141,14 +143,14 @@ def test_the_drivers_own_putconn_returns(make_pool: MakePool) -> None:
             pool.putconn(conn)
 
 
-def test_a_generator_that_is_not_read_to_its_end_keeps_nobody_waiting(make_pool: MakePool) -> None:
+def test_an_unfinished_generator_blocks_no_close(make_pool: MakePool) -> None:
     pool = make_pool(max_size=1, close_returns=True, kwargs={"autocommit": True})
     conn = pool.getconn()
     conn.execute("LISTEN mine")
     conn.execute("NOTIFY mine")
     notifications = conn.notifies()
     assert next(notifications).channel == "mine"
-    # It holds the connection's lock.
+    # The generator holds the connection's lock.
     conn.close()
     answers: list[Any] = []
 
@@ -165,7 +167,7 @@ def test_a_generator_that_is_not_read_to_its_end_keeps_nobody_waiting(make_pool:
 
 
 class Own(psycopg.Connection[Any]):
-    """A user's class that looks at its session, keeps things in two places, and listens to itself."""
+    """A user's class that reads its session's pid, has a slot and a dictionary, and listens to its notices."""
 
     __slots__ = ("label",)
     label: str
@@ -181,7 +183,7 @@ class Own(psycopg.Connection[Any]):
 
 
 @pytest.mark.threads
-def test_a_class_of_the_users_is_what_it_was(make_pool: MakePool) -> None:
+def test_a_users_connection_class_keeps_its_state(make_pool: MakePool) -> None:
     def configure(conn: Any) -> None:
         conn.label = "configured"
 

@@ -39,7 +39,7 @@ def test_a_usable_connection_is_returned_rolled_back(kit: Kit, returning: Pool[A
         assert returning.stats().size == 1
 
 
-def test_its_last_user_has_a_closed_connection_whatever_becomes_of_it(kit: Kit, returning: Pool[Any]) -> None:
+def test_a_returned_connection_stays_closed_for_its_last_user(kit: Kit, returning: Pool[Any]) -> None:
     first = returning.getconn()
     cursor = first.cursor()
     cursor.execute("SELECT 1")
@@ -47,7 +47,7 @@ def test_its_last_user_has_a_closed_connection_whatever_becomes_of_it(kit: Kit, 
     assert cursor.fetchall() == ((1,),)
     second = returning.getconn()
     assert (first.closed, second.closed) == (True, False)
-    # A late second close puts nothing of the next user's into the pool.
+    # A second close does not return the next user's connection.
     first.close()
     returning.putconn(first)
     with pytest.raises(bgpool.PoolTimeout):
@@ -63,7 +63,7 @@ def test_its_last_user_has_a_closed_connection_whatever_becomes_of_it(kit: Kit, 
     assert returning.usage().in_use == 0
 
 
-def test_closed_in_its_block(kit: Kit, returning: Pool[Any]) -> None:
+def test_a_connection_closed_in_its_block_is_returned(kit: Kit, returning: Pool[Any]) -> None:
     for _ in range(2):
         with returning.connection() as conn:
             session = kit.session(conn)
@@ -73,7 +73,9 @@ def test_closed_in_its_block(kit: Kit, returning: Pool[Any]) -> None:
 
 
 @pytest.mark.parametrize("what", ["cut", "a result left unread", "a unit of work", "drained"])
-def test_another_one_is_closed(kit: Kit, pair: Pair, deployment: Deployment, returning: Pool[Any], what: str) -> None:
+def test_an_unusable_connection_is_closed(
+    kit: Kit, pair: Pair, deployment: Deployment, returning: Pool[Any], what: str
+) -> None:
     conn = returning.getconn()
     session = kit.session(conn)
     if what == "cut":
@@ -101,12 +103,14 @@ def test_another_one_is_closed(kit: Kit, pair: Pair, deployment: Deployment, ret
         assert returning.stats().size == 1
 
 
-def test_of_two_that_close_it_at_once_one_is_too_late(returning: Pool[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_concurrent_closes_the_second_has_no_effect(
+    returning: Pool[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     conn = returning.getconn()
     passing_on = type(conn).bgpool_pass_on
 
     def meanwhile(self: Any) -> Any:
-        conn.close()  # what another thread does just then
+        conn.close()  # by another thread at the same moment
         return passing_on(self)
 
     monkeypatch.setattr(type(conn), "bgpool_pass_on", meanwhile)
@@ -118,7 +122,7 @@ def test_of_two_that_close_it_at_once_one_is_too_late(returning: Pool[Any], monk
 
 @pytest.mark.parametrize("close_returns", [False, True])
 def test_an_interrupt_in_close_costs_no_slot(kit: Kit, make_pool: MakePool, close_returns: bool) -> None:
-    """When the connection is closed, or has a new object, and the store is about to hear of it."""
+    """The interrupt comes when the connection is closed, or has a new object, and the store is not yet notified."""
     pool = make_pool(max_size=1, close_returns=close_returns)
     conn = pool.getconn()
     store = conn.bgpool_generation.inner
@@ -135,10 +139,10 @@ def test_an_interrupt_in_close_costs_no_slot(kit: Kit, make_pool: MakePool, clos
 
 
 class _Interrupting:
-    """A lock that nobody gets."""
+    """A lock that raises an interrupt instead of being acquired."""
 
     def __enter__(self) -> None:
         raise KeyboardInterrupt
 
     def __exit__(self, *exc_info: object) -> None:
-        """Never entered."""
+        """Never called."""

@@ -1,4 +1,4 @@
-"""A connector opens connections for an owner that keeps them, and drains and cuts them as a pool does."""
+"""A connector opens connections for an owner that keeps them, and drains and cuts them like a pool."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.lab
 
 
 def connect_held(connector: Connector[Any], deployment: Deployment) -> Any:
-    """A connection for which a caller was held until the release."""
+    """Return a connection for which a caller was held until the release."""
     found: list[Any] = []
     caller = threading.Thread(target=lambda: found.append(connector.connect()))
     caller.start()
@@ -48,8 +48,8 @@ def connect_held(connector: Connector[Any], deployment: Deployment) -> Any:
 
 
 @pytest.fixture
-def connector(make_connector: MakeConnector, deployment: Deployment) -> Iterator[Connector[Any]]:  # noqa:ARG001  # is there
-    """A connector; what it has opened is closed in the end."""
+def connector(make_connector: MakeConnector, deployment: Deployment) -> Iterator[Connector[Any]]:  # noqa:ARG001  # needed
+    """A connector; the connections that it has opened are closed at the end."""
     connector, opened = make_connector(bg_drain_timeout_ms=1500), []
     connect = connector.connect
 
@@ -85,7 +85,9 @@ def test_idle_connections_are_cut_at_once_and_others_after_the_grace(
         connection.close()
 
 
-def test_what_comes_home_in_the_grace_is_cut_then(make_connector: MakeConnector, deployment: Deployment) -> None:
+def test_a_connection_that_becomes_idle_in_the_grace_is_cut(
+    make_connector: MakeConnector, deployment: Deployment
+) -> None:
     connector = make_connector(bg_drain_timeout_ms=120_000)
     connection, busy = connector.connect(), threading.Event()
     busy.set()
@@ -107,7 +109,7 @@ def test_a_caller_is_held_before_it_connects_and_connects_to_green(
     assert (connector.is_fit(before), connector.is_fit(after)) == (False, True)
 
 
-def test_a_hold_ends(make_connector: MakeConnector, deployment: Deployment) -> None:
+def test_a_hold_ends_at_its_timeout(make_connector: MakeConnector, deployment: Deployment) -> None:
     connector = make_connector(bg_connect_timeout_ms=50)
     deployment.phase(Phase.IN_PROGRESS)
     for held in (connector.wait_admitted, connector.connect, lambda: connector.wait_admitted(0.01)):
@@ -117,9 +119,9 @@ def test_a_hold_ends(make_connector: MakeConnector, deployment: Deployment) -> N
 
 
 @pytest.mark.usefixtures("deployment")
-def test_no_hold_and_no_timeout(make_connector: MakeConnector) -> None:
+def test_the_timeout_applies_only_to_holds(make_connector: MakeConnector) -> None:
     make_connector().wait_admitted(0)
-    # However long the first one takes: nobody holds it.
+    # The timeout does not apply to the first connection, however long it takes: no caller is held.
     make_connector(bg_connect_timeout_ms=1).connect().close()
 
 
@@ -141,7 +143,7 @@ def test_an_attempt_that_a_switchover_ends_is_held(
     assert kit.where(after) == pair.green.address
 
 
-def test_what_is_opened_while_the_drain_begins_is_not_forgotten(
+def test_a_connection_opened_during_the_drain_is_drained(
     connector: Connector[Any], deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connector.wait_admitted()
@@ -181,7 +183,7 @@ def test_what_is_opened_while_the_drain_begins_is_not_forgotten(
     caller.join(PATIENCE_S)
 
 
-def test_owners_come_and_go_while_they_are_counted() -> None:
+def test_owners_may_come_and_go_while_connections_are_counted() -> None:
     class Owner:
         pass
 
@@ -221,7 +223,7 @@ def test_after_a_rollback_connections_are_blues(
     assert connector.is_fit(another)
 
 
-def test_a_transaction_that_begins_in_the_drain_is_told_what_became_of_it(
+def test_a_transaction_on_a_drained_connection_is_interrupted(
     connector: Connector[Any], kit: Kit, deployment: Deployment
 ) -> None:
     kept = connector.connect()
@@ -231,8 +233,8 @@ def test_a_transaction_that_begins_in_the_drain_is_told_what_became_of_it(
         kit.read(kept)
 
 
-def test_in_use_is_asked_under_no_lock(connector: Connector[Any], deployment: Deployment) -> None:
-    """Its owner may take a lock there, and call the connector while it has that."""
+def test_in_use_is_called_without_a_lock(connector: Connector[Any], deployment: Deployment) -> None:
+    """The owner may take a lock in this call, and may call the connector while it has that lock."""
     lock, connection, free = connector._generations._lock, connector.connect(), []
 
     def in_use(_conn: object) -> bool:
@@ -251,10 +253,10 @@ def test_in_use_is_asked_under_no_lock(connector: Connector[Any], deployment: De
     assert all(free)
 
 
-def test_an_owner_whose_in_use_fails_stops_nobody(
+def test_an_owner_whose_in_use_fails_stops_no_other(
     connector: Connector[Any], deployment: Deployment, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What it is asked of counts as in use; the watcher's thread, which serves all pools, goes on."""
+    """Its connections count as in use; the watcher's thread, which serves all pools, continues."""
 
     def fails(_conn: object) -> bool:
         raise KeyError("no such connection")
@@ -284,7 +286,7 @@ def test_drain_makes_all_unfit(connector: Connector[Any], kit: Kit) -> None:
     assert connector.is_fit(connector.connect())
 
 
-def test_a_closed_connector_connects_no_more(connector: Connector[Any]) -> None:
+def test_a_closed_connector_does_not_connect(connector: Connector[Any]) -> None:
     connection = connector.connect()
     connector.close()
     assert not connector.is_fit(connection)
@@ -293,7 +295,7 @@ def test_a_closed_connector_connects_no_more(connector: Connector[Any]) -> None:
             refused()
 
 
-def test_its_figures_are_a_pools(connector: Connector[Any]) -> None:
+def test_the_counts_equal_those_of_a_pool(connector: Connector[Any]) -> None:
     class Owner:
         pass
 
@@ -316,7 +318,7 @@ def test_its_figures_are_a_pools(connector: Connector[Any]) -> None:
     assert (connector.usage().in_use, connector.usage().idle) == (0, 0)
 
 
-def test_parameters_of_one_connection(connector: Connector[Any], kit: Kit) -> None:
+def test_parameters_of_one_connection_are_used(connector: Connector[Any], kit: Kit) -> None:
     name = "user" if kit.engine is Engine.MYSQL else "dbname"
     with pytest.raises(kit.error):
         connector.connect(**{name: "nobody-has-that-name"})
@@ -326,7 +328,7 @@ def test_parameters_of_one_connection(connector: Connector[Any], kit: Kit) -> No
 
 
 @pytest.mark.usefixtures("deployment")
-def test_what_is_collected_says_so(make_connector: MakeConnector, kit: Kit, pair: Pair) -> None:
+def test_a_collected_connection_warns(make_connector: MakeConnector, kit: Kit, pair: Pair) -> None:
     connector, before = make_connector(), kit.count_sessions(pair)
     with pytest.warns(ResourceWarning, match="was collected without being returned or closed"):
         connector.connect()
@@ -355,7 +357,7 @@ def test_a_child_leaves_its_parents_connections_alone(connector: Connector[Any],
     mine.close()
 
 
-def test_one_for_the_same_arguments_and_none_of_a_pools_options() -> None:
+def test_equal_arguments_share_a_connector_and_pool_options_are_refused() -> None:
     dsn = "postgresql://app@10.0.0.1/app"
     connector = bgpool.get_connector(dsn, bg_id="ledger")
     assert bgpool.get_connector(dsn, bg_id="ledger") is connector
@@ -374,15 +376,15 @@ def test_one_for_the_same_arguments_and_none_of_a_pools_options() -> None:
     connector.close()
 
 
-def test_a_connection_cannot_be_sent_elsewhere(connector: Connector[Any]) -> None:
-    """Seen: PostgreSQL ignored a host and went to its own under that name; MySQL raised a TypeError."""
+def test_parameters_cannot_lead_to_another_server(connector: Connector[Any]) -> None:
+    """Observed without this: PostgreSQL ignored a host and used its own under that name; MySQL raised a TypeError."""
     for name, value in {"host": "x", "hostaddr": "127.0.0.9", "port": 1, "unix_socket": "/x", "conninfo": ""}.items():
         with pytest.raises(ConfigurationError, match=f"^{name}: a connector goes to one endpoint"):
             connector.connect(**{name: value})
 
 
 def test_a_failure_to_connect_is_freed_with_its_last_reference() -> None:
-    """One that waits for the collector keeps the frames of its callers, and all that these have."""
+    """An error that waits for the collector keeps the frames of its callers alive, and all their objects."""
     connector = get_source(CONNECTORS, "postgresql://app@127.0.0.1:1/app", None, {}, takes_part=False)
     gc.disable()
     try:

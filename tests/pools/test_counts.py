@@ -1,4 +1,4 @@
-"""What a process says of its checkouts: by the driver's own count, over all generations, at no cost to a checkout."""
+"""A process's counts of checkouts: from the driver's own count, over all generations, at no cost to a checkout."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_checkouts_are_counted_over_generations(make_pool: MakePool, deployment:
     assert pool.usage().served == 3
     use(pool, 2)
     assert pool.usage().served == 5
-    # A switchover that went back: blue again, on new connections.
+    # A switchover that was rolled back: blue again, on new connections.
     deployment.phase(Phase.IN_PROGRESS)
     deployment.roll_back()
     use(pool, 4)
@@ -51,12 +51,12 @@ def test_checkouts_are_counted_over_generations(make_pool: MakePool, deployment:
     assert pool.usage().failed == 0
 
 
-def test_refusals_are_counted_apart(make_pool: MakePool, deployment: Deployment) -> None:
+def test_failed_checkouts_are_counted_separately(make_pool: MakePool, deployment: Deployment) -> None:
     pool = make_pool(max_size=1)
     with pool.connection():
         with pytest.raises(bgpool.PoolTimeout), pool.connection(timeout=0.05):
             pass
-        # psycopg_pool forgets who gave up waiting when the next connection comes back.
+        # psycopg_pool drops callers that timed out from its queue only when the next connection comes back.
         assert pool.usage().failed == 1
     usage = pool.usage()
     assert (usage.served, usage.failed) == (1, 1)
@@ -86,7 +86,7 @@ def test_holds_and_errors_are_counted_by_type(make_pool: MakePool, deployment: D
     assert 50 <= usage.longest_hold_ms < 60_000
     caller = Caller(lambda: pool.getconn())
     wait_until(lambda: pool.usage().longest_hold_ms > usage.longest_hold_ms + 50)
-    assert pool.usage().held == 1, "a hold that is under way counts"
+    assert pool.usage().held == 1, "a current hold counts"
     deployment.roll_back()
     pool.putconn(caller.wait())
     assert errors_of(pool) == {"PoolTimeout": 1, "SwitchoverHoldTimeout": 2}
@@ -94,7 +94,7 @@ def test_holds_and_errors_are_counted_by_type(make_pool: MakePool, deployment: D
 
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("repeats", [True, False])
-def test_an_error_that_a_unit_settled_did_not_reach_the_application(
+def test_an_error_that_a_unit_handled_is_not_counted(
     kit: Kit, pair: Pair, make_pool: MakePool, *, repeats: bool
 ) -> None:
     pool, calls = make_pool(), []
@@ -112,7 +112,7 @@ def test_an_error_that_a_unit_settled_did_not_reach_the_application(
     if repeats:
         pool.run(cut)
         assert errors_of(pool) == {}
-        assert pool.usage().repeated >= 1, "the other connection may be a dead one, too"
+        assert pool.usage().repeated >= 1, "the other connection may be dead, too"
     else:
         with pytest.raises(bgpool.SwitchoverInterrupted):
             pool.run(cut, timeout=1.5)
@@ -121,10 +121,10 @@ def test_an_error_that_a_unit_settled_did_not_reach_the_application(
 
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("sent", [False, True], ids=["", "from-another-process"])
-def test_an_error_of_another_pool_that_a_unit_settled_is_taken_off_that_pools_count(
+def test_an_error_of_another_pool_that_a_unit_handled_is_subtracted_there(
     kit: Kit, pair: Pair, make_pool: MakePool, *, sent: bool
 ) -> None:
-    """A count below zero could not be written, and a process whose pools have one would tell nothing any more."""
+    """A negative count cannot be written, and a process with such a pool would stop reporting."""
     pool, other = make_pool(), make_pool(min_size=0)
     calls: list[Any] = []
 
@@ -156,7 +156,7 @@ def test_nothing_is_logged_for_a_checkout(
 
 
 @pytest.mark.threads
-def test_in_quiet_times_nothing_is_asked_but_the_word(
+def test_without_changes_a_checkout_reads_only_the_sequence(
     make_pool: MakePool, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = make_pool()

@@ -1,4 +1,4 @@
-"""DBUtils' interface on a bgpool pool: what its users' code relies on, and what it did wrong."""
+"""DBUtils' interface on a bgpool pool: it behaves as users' code expects, and avoids DBUtils' defects."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Make = Callable[..., PooledDB]
 
 @pytest.fixture
 def make(pair: Pair, deployment: Deployment) -> Iterator[Make]:
-    """Makes pools as DBUtils' users do, and closes them."""
+    """Make pools as DBUtils' users do, and close them."""
     made: list[PooledDB] = []
 
     def make(creator: object = pymysql, **options: Any) -> PooledDB:
@@ -64,7 +64,7 @@ def rows(pair: Pair, worker: int) -> int:
 
 
 def age(db: PooledDB) -> None:
-    """Make its one idle connection old enough to be checked."""
+    """Make the pool's one idle connection old enough for a check."""
     generation: Any = db.pool._generations.current
     generation.inner._slots.idle[0].bgpool_idle_since -= 60
 
@@ -72,7 +72,7 @@ def age(db: PooledDB) -> None:
 INSERT = "INSERT INTO ledger (worker, thread, n) VALUES (%s, 1, 1)"
 
 
-def test_the_signature_is_dbutils_own() -> None:
+def test_the_signature_equals_dbutils() -> None:
     theirs = inspect.signature(dbutils.pooled_db.PooledDB).parameters.values()
     mine = inspect.signature(PooledDB).parameters.values()
     assert [(p.name, p.default) for p in mine if p.name != "kwargs"] == [
@@ -80,7 +80,7 @@ def test_the_signature_is_dbutils_own() -> None:
     ]
 
 
-def test_every_method_of_theirs_is_there(make: Make) -> None:
+def test_every_method_of_dbutils_exists(make: Make) -> None:
     for theirs, mine, left_out in (
         (dbutils.pooled_db.PooledDB, PooledDB, {"cache", "unshare", "version"}),
         (dbutils.steady_db.SteadyDBConnection, make().connection(), {"version"}),
@@ -90,7 +90,7 @@ def test_every_method_of_theirs_is_there(make: Make) -> None:
 
 
 @pytest.mark.parametrize("how", ["the module", "its function", "a DSN"])
-def test_a_program_of_theirs_runs(make: Make, pair: Pair, how: str) -> None:
+def test_a_program_for_dbutils_runs(make: Make, pair: Pair, how: str) -> None:
     options: dict[str, Any] = {"mincached": 1, "maxcached": 2, "maxshared": 3, "maxconnections": 4, "blocking": True}
     options |= {"maxusage": None, "setsession": ["SET @mine = 7"], "ping": 0, "charset": "utf8mb4"}
     options["cursorclass"] = pymysql.cursors.DictCursor
@@ -111,7 +111,7 @@ def test_a_program_of_theirs_runs(make: Make, pair: Pair, how: str) -> None:
     assert db.pool.stats().size == 1
 
 
-def test_close_gives_back_and_is_final_for_its_user(make: Make) -> None:
+def test_close_returns_the_connection_and_is_final_for_its_user(make: Make) -> None:
     db = make(maxconnections=1, blocking=True)
     first = db.connection()
     cursor = first.cursor()
@@ -129,7 +129,7 @@ def test_close_gives_back_and_is_final_for_its_user(make: Make) -> None:
     second.ping()
 
 
-def test_a_broken_one_frees_its_place(make: Make, kit: Kit, pair: Pair) -> None:
+def test_a_broken_connection_frees_its_slot(make: Make, kit: Kit, pair: Pair) -> None:
     db = make(maxconnections=1)
     for _ in range(3):
         con = db.connection()
@@ -141,7 +141,7 @@ def test_a_broken_one_frees_its_place(make: Make, kit: Kit, pair: Pair) -> None:
 
 
 def test_a_statement_is_not_sent_again(make: Make, kit: Kit, pair: Pair) -> None:
-    """SteadyDB sends it a second time, on a new connection, outside of begin()."""
+    """SteadyDB sends it again, on a new connection, outside of begin()."""
     db = make(maxconnections=1, setsession=["SET autocommit = 1"], autocommit=True)
     con = db.connection()
     kit.kill(pair, session(con))
@@ -150,7 +150,7 @@ def test_a_statement_is_not_sent_again(make: Make, kit: Kit, pair: Pair) -> None
     assert rows(pair, 92) == 0
 
 
-# -- too many ----------------------------------------------------------------------------------------------------
+# -- a full pool -------------------------------------------------------------------------------------------------
 
 
 def test_not_blocking_raises_at_once(make: Make) -> None:
@@ -166,7 +166,7 @@ def test_not_blocking_raises_at_once(make: Make) -> None:
     held.append(db.connection())
 
 
-def test_blocking_waits_and_not_for_ever(make: Make) -> None:
+def test_blocking_waits_within_the_timeout(make: Make) -> None:
     db = make(maxconnections=1, blocking=True, timeout=PATIENCE_S)
     held = db.connection()
     waiting = Caller(db.connection)
@@ -179,14 +179,14 @@ def test_blocking_waits_and_not_for_ever(make: Make) -> None:
         hurried.connection()
 
 
-def test_no_limit(make: Make) -> None:
+def test_without_a_limit_connections_are_opened_on_demand(make: Make) -> None:
     db = make(maxconnections=0)
     held = [db.connection() for _ in range(8)]
     assert len({session(con) for con in held}) == 8
 
 
 @pytest.mark.parametrize("blocking", [False, True])
-def test_a_dropped_one_comes_back_rolled_back(
+def test_a_dropped_connection_is_returned_rolled_back(
     make: Make, pair: Pair, blocking: bool, recwarn: pytest.WarningsRecorder
 ) -> None:
     db = make(maxconnections=1, blocking=blocking)
@@ -201,7 +201,7 @@ def test_a_dropped_one_comes_back_rolled_back(
     assert list(recwarn) == []
 
 
-def test_one_is_dropped_by_a_function_that_caught_an_error(make: Make) -> None:
+def test_a_connection_dropped_after_a_caught_error_is_returned(make: Make) -> None:
     db = make(maxconnections=1)
 
     def query() -> None:
@@ -225,7 +225,7 @@ def test_a_cursor_keeps_its_connection(make: Make) -> None:
     db.connection().close()
 
 
-def test_the_collector_may_come_by_in_the_middle_of_anything(make: Make) -> None:
+def test_the_collector_may_run_at_any_moment(make: Make) -> None:
     db = make(maxconnections=1)
     con = db.connection()
     lock = con.bgpool_generation.inner._lock
@@ -235,7 +235,7 @@ def test_the_collector_may_come_by_in_the_middle_of_anything(make: Make) -> None
     db.connection().close()
 
 
-def test_an_interrupted_checkout_costs_no_place(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_checkout_loses_no_slot(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     db = make(maxconnections=1)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(type(db.pool), "getconn", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -264,7 +264,7 @@ def test_maxusage_maxcached_and_steady_connection(make: Make) -> None:
     assert once(cached) != was
 
 
-def test_ping_is_a_check_of_what_was_idle(make: Make) -> None:
+def test_ping_checks_connections_that_were_idle(make: Make) -> None:
     asked: list[Any] = []
     answers = iter([None, False, True])
 
@@ -310,7 +310,7 @@ def test_ping_is_a_check_of_what_was_idle(make: Make) -> None:
         ({"compres": True}, "compres"),
     ],
 )
-def test_what_cannot_be_used_is_refused_by_name(wrong: dict[str, Any], named: str) -> None:
+def test_unusable_arguments_are_refused_by_name(wrong: dict[str, Any], named: str) -> None:
     arguments = {"creator": pymysql, "host": "127.0.0.1", "user": "app", "password": "s3cret", **wrong}
     with pytest.raises(bgpool.ConfigurationError, match=r"allowed|takes") as caught:
         PooledDB(**arguments)
@@ -318,10 +318,10 @@ def test_what_cannot_be_used_is_refused_by_name(wrong: dict[str, Any], named: st
     assert "s3cret" not in str(caught.value)
 
 
-# -- life --------------------------------------------------------------------------------------------------------
+# -- the life of a pool ------------------------------------------------------------------------------------------
 
 
-def test_close_is_not_the_end_and_two_pools_are_two(make: Make) -> None:
+def test_a_closed_pool_can_be_used_again_and_pools_are_independent(make: Make) -> None:
     one, two = make(), make()
     assert one.pool is not two.pool
     held = one.connection()
@@ -341,7 +341,7 @@ def test_a_forgotten_pool_is_closed(pair: Pair, deployment: Deployment) -> None:
     assert pool not in pools()
 
 
-def test_a_child_has_places_of_its_own(make: Make) -> None:
+def test_a_child_has_its_own_slots(make: Make) -> None:
     db = make(maxconnections=1)
     held = db.connection()
     was = session(held)
@@ -365,7 +365,7 @@ def test_a_child_has_places_of_its_own(make: Make) -> None:
     os.close(writer)
 
 
-def test_a_child_closes_an_inherited_one_without_its_parents_locks(make: Make) -> None:
+def test_a_child_closes_an_inherited_connection_without_its_parents_locks(make: Make) -> None:
     db = make(maxconnections=1, maxcached=1)
     held = db.connection()
     with held.bgpool_generation.inner._lock:
@@ -382,7 +382,7 @@ def test_a_child_closes_an_inherited_one_without_its_parents_locks(make: Make) -
     held.ping()
 
 
-def test_held_and_released_to_green(make: Make, pair: Pair, deployment: Deployment) -> None:
+def test_callers_are_held_and_released_to_green(make: Make, pair: Pair, deployment: Deployment) -> None:
     db = make(maxconnections=2, blocking=True)
     with db.connection() as con:
         assert con.peer == pair.blue.address

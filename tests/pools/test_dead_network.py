@@ -1,4 +1,4 @@
-"""TCP is told to notice a dead network on every connection: those of pools, and those of the monitor."""
+"""TCP is configured to detect a dead network on every connection: those of pools, and those of the monitor."""
 
 from __future__ import annotations
 
@@ -28,13 +28,15 @@ OPTIONS = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
 
 
 def liveness(fd: int) -> list[int]:
-    """Whether keepalive is on, and the values of OPTIONS."""
+    """Return whether keepalive is on, and the values of OPTIONS."""
     with socket.socket(fileno=os.dup(fd)) as sock:
         on = sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         return [on, *(sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in OPTIONS)]
 
 
-def test_connections_of_a_pool_and_of_the_monitor(make_pool: Callable[..., Pool[Any]], pair: Pair) -> None:
+def test_connections_of_a_pool_and_of_the_monitor_have_keepalive(
+    make_pool: Callable[..., Pool[Any]], pair: Pair
+) -> None:
     with make_pool().connection() as conn:
         assert liveness(conn.fileno()) == [1, 10, 5, 3, 25_000]
     place = parse(pair.dsn, {})[0]
@@ -45,7 +47,7 @@ def test_connections_of_a_pool_and_of_the_monitor(make_pool: Callable[..., Pool[
         session.close()
 
 
-def test_the_user_has_the_last_word(make_pool: Callable[..., Pool[Any]]) -> None:
+def test_the_users_own_values_win(make_pool: Callable[..., Pool[Any]]) -> None:
     with make_pool(kwargs={"tcp_user_timeout": 0}).connection() as conn:
         assert liveness(conn.fileno())[-1] == 0
 
@@ -56,8 +58,8 @@ def test_the_user_has_the_last_word(make_pool: Callable[..., Pool[Any]]) -> None
     os.geteuid() != 0 or not all(map(shutil.which, ("unshare", "nsenter", "ip"))),
     reason="makes network namespaces",
 )
-def test_a_network_that_goes_silent_under_a_query_and_a_commit() -> None:
-    """What the page on MySQL promises: 25 s, in a network of the test's own."""
+def test_a_silent_network_is_detected_in_a_query_and_a_commit() -> None:
+    """The promise of the documentation of MySQL: 25 s, in a network made for the test."""
     script = Path(__file__).with_name("silent_network.py")
     done = subprocess.run(
         ["unshare", "--net", sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False

@@ -1,4 +1,4 @@
-"""FastAPI's dependencies: what a client is told of a transaction that did not commit."""
+"""FastAPI's dependencies: the answer that a client gets if a transaction did not commit."""
 
 import contextlib
 import importlib
@@ -23,7 +23,7 @@ from bgpool.lab import Pair
 
 lab = pytest.mark.lab
 
-#: The second row with a number fails at the COMMIT; one whose number is 13 loses its connection there.
+#: The second row with a number fails at the COMMIT; the row with number 13 loses its connection there.
 TABLE = """
 CREATE TABLE numbers (n int UNIQUE DEFERRABLE INITIALLY DEFERRED);
 CREATE FUNCTION cut() RETURNS trigger LANGUAGE plpgsql AS
@@ -35,19 +35,19 @@ WRITE = "INSERT INTO numbers VALUES (%s)"
 
 
 class Shop:
-    """An application, and what is in its database."""
+    """An application, and the contents of its database."""
 
     def __init__(self, app: FastAPI, pool: bgpool.AsyncPool, dsn: str) -> None:
         self.app, self.pool, self._dsn = app, pool, dsn
 
     def numbers(self) -> list[int]:
-        """What was committed."""
+        """Return the committed numbers."""
         with psycopg.connect(self._dsn) as conn:
             return [n for (n,) in conn.execute("SELECT n FROM numbers ORDER BY n")]
 
     @contextlib.contextmanager
     def client(self) -> Iterator[TestClient]:
-        """A client that is answered with 500 where a test client usually raises."""
+        """Return a client that gets an answer with 500 where a test client usually raises."""
         with TestClient(self.app, raise_server_exceptions=False) as client:
             yield client
 
@@ -63,7 +63,7 @@ def dsn(postgres_pair: Pair) -> str:
 
 @pytest.fixture
 def shop(dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
-    # No switchover is looked for, and no monitor is started.
+    # So that no monitor is started.
     monkeypatch.setenv("BGPOOL_DISABLE", "1")
     pool = bgpool.get_async_pool(dsn, bg_id="fastapi", bg_run_dir=str(tmp_path), min_size=1, max_size=2)
     yield Shop(application(pool), pool, dsn)
@@ -71,7 +71,7 @@ def shop(dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 def application(pool: bgpool.AsyncPool) -> FastAPI:
-    """What users write."""
+    """Return an application as users write it."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -127,22 +127,22 @@ def application(pool: bgpool.AsyncPool) -> FastAPI:
 
 @lab
 class TestConnection:
-    def test_commits_before_it_answers(self, shop: Shop) -> None:
+    def test_the_commit_precedes_the_answer(self, shop: Shop) -> None:
         with shop.client() as client:
             answer = client.post("/ours/1")
             assert (answer.status_code, answer.json()) == (200, 1)
             assert shop.numbers() == [1]
 
     @pytest.mark.parametrize("n", [1, 13], ids=["refused", "cut"])
-    def test_nobody_is_told_that_all_is_well_when_the_commit_failed(self, shop: Shop, n: int) -> None:
+    def test_a_failed_commit_is_not_answered_with_success(self, shop: Shop, n: int) -> None:
         with shop.client() as client:
             client.post("/ours/1")
             assert client.post(f"/ours/{n}").status_code == 500
             assert shop.numbers() == [1]
-            assert client.post("/ours/2").status_code == 200, "the pool is as good as before"
+            assert client.post("/ours/2").status_code == 200, "the pool still works"
 
-    def test_as_a_dependency_that_only_yields_tells_them(self, shop: Shop) -> None:
-        """The hazard that the helper is there for: if this fails, FastAPI has changed, and docs/servers.md must."""
+    def test_a_dependency_that_only_yields_answers_with_success(self, shop: Shop) -> None:
+        """The hazard that bgpool's dependency avoids. If this fails, FastAPI has changed: correct docs/servers.md."""
         with shop.client() as client:
             client.post("/naive/1")
             assert client.post("/naive/1").status_code == 200
@@ -166,7 +166,7 @@ class TestConnection:
             assert (answer.status_code, answer.text) == (409, "twice")
 
     @pytest.mark.parametrize(("path", "status"), [("refused", 418), ("broken", 500)])
-    def test_rolls_back_after_an_error(self, shop: Shop, path: str, status: int) -> None:
+    def test_an_error_rolls_back(self, shop: Shop, path: str, status: int) -> None:
         with shop.client() as client:
             assert client.post(f"/{path}/1").status_code == status
             assert shop.numbers() == []
@@ -175,7 +175,7 @@ class TestConnection:
         with shop.client() as client:
             assert client.get("/shared").json() is True
 
-    def test_can_be_overridden_by_its_dependency(self, shop: Shop) -> None:
+    def test_the_dependency_can_be_overridden(self, shop: Shop) -> None:
         class Fake:
             async def execute(self, *_: object) -> None:
                 pass
@@ -185,8 +185,8 @@ class TestConnection:
             assert client.post("/ours/1").json() == 1
         assert shop.numbers() == []
 
-    def test_every_request_may_have_a_loop_of_its_own(self, shop: Shop) -> None:
-        # As those of a TestClient that is not used as a context manager.
+    def test_every_request_may_have_its_own_loop(self, shop: Shop) -> None:
+        # Like the requests of a TestClient that is not used as a context manager.
         client = TestClient(shop.app)
         for n in range(5):
             assert client.post(f"/ours/{n}").json() == n
@@ -196,7 +196,7 @@ class TestConnection:
 @lab
 class TestSession:
     @pytest.mark.parametrize("n", [1, 13], ids=["refused", "cut"])
-    def test_nobody_is_told_that_all_is_well_when_the_commit_failed(self, shop: Shop, dsn: str, n: int) -> None:
+    def test_a_failed_commit_is_not_answered_with_success(self, shop: Shop, dsn: str, n: int) -> None:
         engine = create_async_engine(dsn.replace("postgresql://", "postgresql+bgpool://"))
         sessions = async_sessionmaker(engine)
 
@@ -214,7 +214,7 @@ class TestSession:
 
 
 class TestRefusals:
-    def test_a_pool_for_threads_would_block(self) -> None:
+    def test_a_blocking_pool_is_refused(self) -> None:
         pool: Any = bgpool.get_pool("postgresql://app@ledger.example/app", bg_id="fastapi")
         dsn: Any = "postgresql://app:s3cret@ledger.example/app"
         for wrong, shown in ((pool, "PostgresPool"), (dsn, "str")):
@@ -227,13 +227,13 @@ class TestRefusals:
         with pytest.raises(bgpool.ConfigurationError, match=f"connection: timeout={timeout!r}: a number of seconds"):
             ours.connection(pool, timeout=timeout)
 
-    def test_so_would_a_session_for_threads(self) -> None:
+    def test_a_blocking_session_is_refused(self) -> None:
         maker: Any = sessionmaker(create_engine("sqlite://"))
         with pytest.raises(bgpool.ConfigurationError, match="is no async_sessionmaker"):
             ours.session(maker)
 
     @pytest.mark.parametrize("version", ["0.105.0", "0.117.1", "0.118.0", "0.120.4"])
-    def test_an_older_fastapi(self, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    def test_an_older_fastapi_is_refused(self, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
         monkeypatch.setattr(fastapi, "__version__", version)
         monkeypatch.delitem(sys.modules, ours.__name__)
         with pytest.raises(ImportError, match=rf"needs FastAPI 0\.121 or newer, and this is {version}, which cannot"):

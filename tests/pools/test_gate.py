@@ -1,4 +1,4 @@
-"""What each phase does to a pool, on a real server: held, routed, drained, cut, refused, and plain again."""
+"""The effects of each phase on a pool, on a real server: held, routed, drained, cut, refused, and plain again."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_held_in_progress_and_released_to_green(
     callers = [Caller(checkout) for _ in range(2)]
     wait_until(lambda: pool.stats().held == 2)
     deployment.release()
-    # Green is a standby that takes reads: enough to see where the connection went.
+    # Green is a standby that accepts reads: enough to see which server the connection uses.
     assert [caller.wait() for caller in callers] == [pair.green.address] * 2
     assert pool.stats().held == 0
 
@@ -69,11 +69,11 @@ def test_a_process_that_starts_in_progress_is_held_too(
     pool.putconn(conn)
 
 
-def test_a_pool_behind_a_proxy_goes_by_name_in_every_phase(
+def test_a_pool_behind_a_proxy_connects_by_name_in_every_phase(
     kit: Kit, pair: Pair, deployment: Deployment, make_pool: MakePool
 ) -> None:
     deployment.phase(Phase.PREPARATION)
-    # To the pool, which connects to the pair's port, this makes a proxy of what listens there.
+    # The pool connects to the pair's port, which looks like a proxy if the deployment's hosts have another port.
     hosts = tuple(replace(host, port=pair.port + 1) for host in deployment.snapshot.hosts)
     deployment._publish(replace(deployment.snapshot, hosts=hosts))
     pool = make_pool()
@@ -89,7 +89,7 @@ def test_a_pool_behind_a_proxy_goes_by_name_in_every_phase(
     assert pool.usage().cut == 0
 
 
-def test_rollback_lets_blue_go_on(kit: Kit, pair: Pair, deployment: Deployment, make_pool: MakePool) -> None:
+def test_after_a_rollback_blue_is_used_again(kit: Kit, pair: Pair, deployment: Deployment, make_pool: MakePool) -> None:
     pool = make_pool()
     with pool.connection():
         pass
@@ -118,7 +118,7 @@ def test_hold_ends_with_the_callers_own_timeout(deployment: Deployment, make_poo
 
 
 @pytest.mark.parametrize("timer_ms", [200])
-def test_hold_ends_with_the_switchover_timer_though_nobody_publishes_it(
+def test_hold_ends_with_the_switchover_timer_without_a_monitor(
     kit: Kit, pair: Pair, deployment: Deployment, make_pool: MakePool
 ) -> None:
     deployment.phase(Phase.IN_PROGRESS)
@@ -196,10 +196,12 @@ def test_a_cut_before_the_commit_is_sent_is_certain(kit: Kit, deployment: Deploy
     assert conn.closed
 
 
-def test_autocommit_is_unknown_too(kit: Kit, pair: Pair, deployment: Deployment, make_pool: MakePool) -> None:
+def test_a_cut_autocommit_statement_is_in_doubt(
+    kit: Kit, pair: Pair, deployment: Deployment, make_pool: MakePool
+) -> None:
     pool = make_pool(bg_drain_timeout_ms=100, kwargs={"autocommit": True})
     conn = pool.getconn()
-    # On PostgreSQL a SELECT may call what writes.
+    # On PostgreSQL a SELECT may call a function that writes.
     slow = {
         Engine.POSTGRESQL: "SELECT pg_sleep(60)",
         Engine.MYSQL: "INSERT INTO ledger (worker, thread, n) SELECT 77, 7, sleep(60)",
@@ -212,7 +214,9 @@ def test_autocommit_is_unknown_too(kit: Kit, pair: Pair, deployment: Deployment,
     pool.putconn(conn)
 
 
-def test_in_use_is_never_cut_where_the_user_says_so(kit: Kit, deployment: Deployment, make_pool: MakePool) -> None:
+def test_connections_in_use_are_not_cut_if_the_option_is_off(
+    kit: Kit, deployment: Deployment, make_pool: MakePool
+) -> None:
     pool = make_pool(bg_drain_timeout_ms=0, bg_drop_blue_connections=False)
     with pool.connection() as conn:
         kit.read(conn)
@@ -250,8 +254,8 @@ def test_a_held_transaction_goes_on_after_a_rollback(kit: Kit, deployment: Deplo
         assert caller.wait() == [(2,)]
 
 
-def test_a_lost_segment_cuts_nobody(kit: Kit, deployment: Deployment, make_pool: MakePool) -> None:
-    """A new one begins with an epoch of its own, and blue is where it was."""
+def test_a_lost_segment_cuts_no_connection(kit: Kit, deployment: Deployment, make_pool: MakePool) -> None:
+    """A new segment begins with its own epoch, and blue is unchanged."""
     pool = make_pool(max_size=1, bg_drain_timeout_ms=0)
     with pool.connection() as conn:
         kit.read(conn)
@@ -290,7 +294,7 @@ def test_old_connections_are_never_handed_out_after_the_release(
 
 
 @pytest.mark.usefixtures("deployment")
-def test_a_broken_connection_outside_of_a_switchover_is_the_drivers_affair(
+def test_a_broken_connection_without_a_switchover_raises_the_drivers_error(
     kit: Kit, pair: Pair, make_pool: MakePool
 ) -> None:
     pool = make_pool()
@@ -301,7 +305,7 @@ def test_a_broken_connection_outside_of_a_switchover_is_the_drivers_affair(
 
 
 @pytest.mark.usefixtures("deployment")
-def test_drain_replaces_connections_and_disturbs_nobody(kit: Kit, make_pool: MakePool) -> None:
+def test_drain_replaces_connections_without_disturbing_callers(kit: Kit, make_pool: MakePool) -> None:
     pool = make_pool()
     conn = pool.getconn()
     before = kit.session(conn)
@@ -312,7 +316,7 @@ def test_drain_replaces_connections_and_disturbs_nobody(kit: Kit, make_pool: Mak
         assert kit.session(conn) != before
 
 
-def test_putconn_of_a_stranger_is_refused(kit: Kit, pair: Pair, make_pool: MakePool) -> None:
+def test_putconn_of_another_pools_connection_is_refused(kit: Kit, pair: Pair, make_pool: MakePool) -> None:
     pool = make_pool()
     with contextlib.closing(kit.connect(pair)) as stranger, pytest.raises(ValueError, match="not checked out"):
         pool.putconn(stranger)
@@ -328,7 +332,7 @@ def test_closed_pool_refuses(kit: Kit, make_pool: MakePool) -> None:
 
 
 @pytest.mark.parametrize("sleeps_in", ["kernel", "polls"])
-def test_closing_sends_away_who_is_held(
+def test_closing_refuses_held_callers(
     sleeps_in: str, deployment: Deployment, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if sleeps_in == "polls":
@@ -345,7 +349,7 @@ def test_closing_sends_away_who_is_held(
         assert "the pool is closed" in str(sent)
 
 
-def test_closing_sends_away_who_is_held_before_a_transaction(
+def test_closing_refuses_callers_held_before_a_transaction(
     kit: Kit, deployment: Deployment, make_pool: MakePool
 ) -> None:
     pool = make_pool()
@@ -370,15 +374,15 @@ def test_a_rollback_calls_off_the_cut(kit: Kit, deployment: Deployment, make_poo
         time.sleep(2.3)
         kit.write(conn)
         assert pool.usage().cut == 0
-        # And in the next switchover it is one of blue's like any other.
+        # In the next switchover it is treated like any other connection to blue.
         deployment.phase(Phase.IN_PROGRESS)
         wait_until(lambda: pool.usage().cut == 1)
         kit.write(conn)
-    assert deployment.snapshot.phase is Phase.IN_PROGRESS, "and not after the rollback"
+    assert deployment.snapshot.phase is Phase.IN_PROGRESS, "the hold ended before the rollback"
 
 
 @pytest.mark.parametrize("replaced_by", ["drain", "a lost segment"])
-def test_what_was_replaced_before_is_drained_too(
+def test_connections_replaced_earlier_are_drained_too(
     replaced_by: str, kit: Kit, deployment: Deployment, make_pool: MakePool
 ) -> None:
     pool = make_pool()
@@ -418,13 +422,13 @@ def test_a_timeout_counts_once(kit: Kit, deployment: Deployment, make_pool: Make
         deployment.roll_back()
         conn.rollback()
         pool.putconn(conn)
-        # A machine that does much else may leave no time for the hold.
+        # A busy machine may leave no time for the hold.
         return took_s if isinstance(error, bgpool.SwitchoverHoldTimeout) else math.inf
 
     assert quickest(wait_and_be_held, 2.8) < 2.8
 
 
-def test_a_pool_that_could_not_begin_begins_at_the_next_checkout(
+def test_a_pool_that_could_not_join_joins_at_the_next_checkout(
     kit: Kit, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin = threading.Thread.start
@@ -444,11 +448,11 @@ def test_a_pool_that_could_not_begin_begins_at_the_next_checkout(
         kit.read(conn)
 
 
-def test_a_checkout_that_is_interrupted_while_it_joins_leaves_it_to_the_next(
+def test_an_interrupted_checkout_leaves_joining_to_the_next(
     kit: Kit, deployment: Deployment, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class TimeIsUp(BaseException):
-        """As a server's or gevent's that comes at any moment."""
+        """Like a server's or gevent's timeout, which may come at any moment."""
 
     def interrupted(*_: object) -> None:
         raise TimeIsUp

@@ -1,4 +1,4 @@
-"""What a generation does by itself, without a server."""
+"""The behavior of a generation on its own, without a server."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from bgpool.pools.generation import Generation
 from bgpool.pools.waits import BLOCKING
 
 
-def test_a_turn_is_not_waited_for_without_end() -> None:
-    """A server that is silent takes the driver's connect timeout from each: not one after the other."""
+def test_the_wait_for_a_turn_ends() -> None:
+    """A silent server uses up each caller's connect timeout; these times must not add up for waiting callers."""
     answers, began = threading.Event(), threading.Semaphore(0)
 
     async def admitted(_purpose: object, *, timeout_s: float) -> Any:
@@ -44,7 +44,7 @@ def test_a_turn_is_not_waited_for_without_end() -> None:
         thread.start()
     try:
         assert began.acquire(timeout=30.0)
-        assert not began.acquire(timeout=0.02), "one at a time"
+        assert not began.acquire(timeout=0.02), "only one caller connects at a time"
         assert began.acquire(timeout=30.0)
         assert began.acquire(timeout=30.0)
     finally:
@@ -53,8 +53,8 @@ def test_a_turn_is_not_waited_for_without_end() -> None:
             thread.join()
 
 
-def test_a_callers_own_attempt_has_what_its_waits_have_left() -> None:
-    """A turn and the gate are waited for first: the attempt to connect has the rest of the caller's time, not all."""
+def test_a_callers_own_attempt_gets_its_remaining_time() -> None:
+    """The caller first waits for a turn and for the gate: the attempt to connect gets the rest of the caller's time."""
     limits: list[float] = []
 
     async def admitted(_purpose: object, *, timeout_s: float) -> Any:

@@ -1,4 +1,4 @@
-"""Connections that come back by another way than putconn: closed by their user, or collected."""
+"""Connections that come back in another way than by putconn: closed by their user, or collected."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_closed_connection_frees_its_slot(kit: Kit, pair: Pair, make_pool: Mak
     assert len(sessions) == 3
 
 
-def test_closed_in_a_block(kit: Kit, make_pool: MakePool) -> None:
+def test_a_connection_closed_in_a_block_frees_its_slot(kit: Kit, make_pool: MakePool) -> None:
     pool = make_pool(max_size=1)
     for _ in range(2):
         with pool.connection() as conn:
@@ -55,7 +55,7 @@ def test_closed_in_a_block(kit: Kit, make_pool: MakePool) -> None:
         assert kit.execute(conn, "SELECT 1") == [(1,)]
 
 
-def test_returned_twice_is_refused(make_pool: MakePool) -> None:
+def test_returning_a_connection_twice_is_refused(make_pool: MakePool) -> None:
     pool = make_pool(max_size=1)
     conn = pool.getconn()
     pool.putconn(conn)
@@ -63,11 +63,11 @@ def test_returned_twice_is_refused(make_pool: MakePool) -> None:
         pool.putconn(conn)
 
 
-# -- forgotten ---------------------------------------------------------------------------------------------------
+# -- forgotten connections ---------------------------------------------------------------------------------------
 
 
 def forget(held: list[Any]) -> None:
-    """Forget what is held, and what errors may hold of it."""
+    """Drop all references, including those of errors."""
     held.clear()
     gc.collect()
 
@@ -91,7 +91,7 @@ def test_a_forgotten_connection_frees_its_slot_and_warns(kit: Kit, pair: Pair, m
 
 
 @pytest.mark.threads
-def test_the_collector_may_come_by_in_the_middle_of_anything(kit: Kit, make_pool: MakePool) -> None:
+def test_the_collector_may_run_at_any_moment(kit: Kit, make_pool: MakePool) -> None:
     pool = make_pool(max_size=1)
     conn: Any = pool.getconn()
     inner: Any = conn.bgpool_generation.inner
@@ -103,10 +103,8 @@ def test_the_collector_may_come_by_in_the_middle_of_anything(kit: Kit, make_pool
 
 
 @pytest.mark.threads
-def test_the_warning_describes_a_connection_that_nobody_closes_meanwhile(
-    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Seen: psycopg's repr() raised in a destructor, where another thread closed the connection at that moment."""
+def test_the_warning_is_safe_from_concurrent_closes(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Observed: psycopg's repr() raised in a destructor, when another thread closed the connection at that moment."""
     pool = make_pool(max_size=1)
     held: list[Any] = [pool.getconn()]
     told: list[str] = []
@@ -126,7 +124,7 @@ def test_the_warning_describes_a_connection_that_nobody_closes_meanwhile(
     assert told == ["described", "closed"]
 
 
-def test_what_was_returned_or_closed_is_forgotten_in_silence(
+def test_returned_and_closed_connections_cause_no_warning(
     make_pool: MakePool, recwarn: pytest.WarningsRecorder
 ) -> None:
     pool = make_pool(max_size=1)
@@ -141,7 +139,7 @@ def test_what_was_returned_or_closed_is_forgotten_in_silence(
 
 
 @pytest.mark.threads
-def test_an_interrupt_between_the_drivers_pool_and_the_caller_costs_no_slot(
+def test_an_interrupt_between_the_drivers_pool_and_the_caller_loses_no_slot(
     kit: Kit, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     pool = make_pool(max_size=1)
@@ -157,7 +155,7 @@ def test_an_interrupt_between_the_drivers_pool_and_the_caller_costs_no_slot(
             raise interrupt
         return connection
 
-    pool.drain()  # or the quick way goes past what is patched here
+    pool.drain()  # otherwise the quick way bypasses the patched function
     monkeypatch.setattr(type(inner), "getconn", interrupted)
     with pytest.raises(KeyboardInterrupt):
         pool.getconn()

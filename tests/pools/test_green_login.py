@@ -1,4 +1,4 @@
-"""While a deployment waits for its switchover a pool tries its own login on green, and readiness depends on it."""
+"""Before a switchover a pool tries its own login on green, and readiness depends on the result."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ pytestmark = pytest.mark.lab
 
 
 def let_in(pair: Pair) -> None:
-    pair.green._refused_roles.discard(ROLE)  # type: ignore[attr-defined]  # of every engine's servers
+    pair.green._refused_roles.discard(ROLE)  # type: ignore[attr-defined]  # servers of all engines have it
     pair.green.admit_clients()
 
 
 @pytest.fixture
 def locked(pair: Pair) -> Iterator[None]:
-    """The application's account exists on green, and may not log in there."""
+    """The application's account exists on green, but cannot log in there."""
     pair.green.lock_out(ROLE)
     yield
     let_in(pair)
@@ -48,7 +48,7 @@ def logged(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
 
 
 @pytest.mark.usefixtures("locked")
-def test_an_account_that_is_locked_on_green_is_reported_until_it_is_not(
+def test_an_account_locked_on_green_is_reported_until_it_is_unlocked(
     pair: Pair,
     deployment: Deployment,
     make_pool: Callable[..., Any],
@@ -67,7 +67,7 @@ def test_an_account_that_is_locked_on_green_is_reported_until_it_is_not(
 
     wait_until(lambda: "the login of 1 of 1 workers does not work on green: pid" in missing())
     with pool.connection():
-        pass  # it says so, and keeps nobody from working
+        pass  # the trial is logged, and prevents no checkout
     let_in(pair)
     wait_until(lambda: pool.usage().locked_out == 0)
     wait_until(lambda: "does not work on green" not in missing())
@@ -104,7 +104,7 @@ def test_a_login_that_works_is_tried_once_and_leaves_nothing(
 
 
 class Recipe:
-    """As much of a recipe as a trial needs."""
+    """The part of a recipe that a trial needs."""
 
     cache_warning = ""
     given_password = False
@@ -123,7 +123,7 @@ class Recipe:
 
 
 class Workers:
-    """The processes of a host, this one and those that green refuses."""
+    """The processes of a host: this one and those that green refuses."""
 
     def __init__(self, *locked_out: int) -> None:
         self.locked_out = list(locked_out)
@@ -138,14 +138,14 @@ class Workers:
 def tried(
     recipe: Recipe, deployment: Deployment, workers: Workers | None = None, receipts: Receipts | None = None
 ) -> GreenLogin:
-    login = GreenLogin(recipe, workers or Workers(), receipts)  # type: ignore[arg-type]  # as much of a recipe as is needed
+    login = GreenLogin(recipe, workers or Workers(), receipts)  # type: ignore[arg-type]  # has the needed part
     login.look(deployment.snapshot)
     if login._thread is not None:
         login._thread.join()
     return login
 
 
-def test_nobody_knows_where_the_password_comes_with_each_connection(
+def test_a_password_made_for_each_connection_is_not_tried(
     deployment: Deployment, make_pool: Callable[..., Any]
 ) -> None:
     recipe = Recipe(make_pool(), outcome=psycopg.OperationalError("FATAL: no"))
@@ -154,7 +154,9 @@ def test_nobody_knows_where_the_password_comes_with_each_connection(
     assert (recipe.decisions, login.failure) == ([], "")
 
 
-def test_only_before_a_switchover_and_to_the_counterpart(deployment: Deployment, make_pool: Callable[..., Any]) -> None:
+def test_the_trial_takes_place_only_before_a_switchover_at_the_counterpart(
+    deployment: Deployment, make_pool: Callable[..., Any]
+) -> None:
     recipe = Recipe(make_pool())
     login = tried(recipe, deployment)
     (decision,) = recipe.decisions
@@ -164,13 +166,13 @@ def test_only_before_a_switchover_and_to_the_counterpart(deployment: Deployment,
     deployment.phase(Phase.PREPARATION)
     login.look(deployment.snapshot)
     login.look(None)
-    assert len(recipe.decisions) == 1, "neither again at once nor later"
+    assert len(recipe.decisions) == 1, "the trial was repeated"
 
 
 def tls_refused(
     cause: Exception | None = None, text: str = "certificate verify failed"
 ) -> pymysql.err.OperationalError:
-    """As PyMySQL raises what failed in the TLS handshake."""
+    """Return the error that PyMySQL raises after a failed TLS handshake."""
     error = pymysql.err.OperationalError(2003, text)
     error.__context__ = cause or ssl.SSLCertVerificationError()
     return error
@@ -197,7 +199,7 @@ def tls_refused(
         (pymysql.err.OperationalError(2061, "needs a package; pip install it"), "pip install it"),
     ],
 )
-def test_what_counts_as_refused(
+def test_only_certain_errors_count_as_refused(
     outcome: Exception, expected: str, deployment: Deployment, make_pool: Callable[..., Any]
 ) -> None:
     failure = tried(Recipe(make_pool(), outcome), deployment).failure
@@ -209,12 +211,12 @@ def test_what_counts_as_refused(
 def test_one_process_of_a_host_is_refused_at_a_time(
     deployment: Deployment, make_pool: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server locks an account after some wrong passwords, and shuts a host out after some broken handshakes."""
+    """A server locks an account after some wrong passwords, and blocks a host after some broken handshakes."""
     monkeypatch.setattr(green_login, "LOGIN_TRIAL_WAIT_S", 0.0)
     recipe = Recipe(make_pool(), pymysql.err.OperationalError(1045, "Access denied"))
     workers = Workers(os.getpid() + 1)
     login = tried(recipe, deployment, workers)
-    assert recipe.decisions == [], "another one is refused already"
+    assert recipe.decisions == [], "another process is refused already"
 
     def look() -> int:
         login._due_at = 0.0
@@ -226,12 +228,12 @@ def test_one_process_of_a_host_is_refused_at_a_time(
     workers.locked_out = []
     assert look() == 1
     workers.locked_out = [os.getpid(), os.getpid() + 1]
-    assert look() == 2, "of those that are refused, the one with the lowest pid tries again"
+    assert look() == 2, "of the refused processes, the one with the lowest pid tries again"
     workers.locked_out = [os.getpid() - 1, os.getpid()]
     assert look() == 2
 
 
-def test_a_green_that_cannot_be_reached_is_no_news(deployment: Deployment, make_pool: Callable[..., Any]) -> None:
+def test_an_unreachable_green_changes_nothing(deployment: Deployment, make_pool: Callable[..., Any]) -> None:
     recipe = Recipe(make_pool(), pymysql.err.OperationalError(1045, "Access denied"))
     login = tried(recipe, deployment)
     refused = login.failure
@@ -243,7 +245,7 @@ def test_a_green_that_cannot_be_reached_is_no_news(deployment: Deployment, make_
     assert (len(recipe.decisions), login.failure) == (2, refused)
 
 
-def test_a_password_that_only_blue_has_cached_needs_no_trial_and_no_second_line(
+def test_a_password_cached_only_on_blue_is_reported_without_a_trial(
     deployment: Deployment, make_pool: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = Recipe(make_pool())
@@ -253,10 +255,10 @@ def test_a_password_that_only_blue_has_cached_needs_no_trial_and_no_second_line(
 
 
 @pytest.mark.parametrize("reaches", [True, False, None])
-def test_receipts_that_would_stop_the_replication_to_green_are_not_left(
+def test_receipts_that_would_stop_replication_are_not_written(
     deployment: Deployment, make_pool: Callable[..., Any], caplog: pytest.LogCaptureFixture, reaches: bool | None
 ) -> None:
-    """The table was made on blue alone, and green is a logical replica."""
+    """The table was created on blue only, and green is a logical replica."""
     pool = make_pool(bg_receipts_table="bgpool_receipts")
     receipts, recipe = pool._receipts, Recipe(pool)
     with pool.connection() as conn:

@@ -1,4 +1,4 @@
-"""What a pool holds does not grow with the switchovers that it went through."""
+"""The resources of a pool do not grow with the number of switchovers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def descriptors() -> int:
 
 
 def generations() -> int:
-    # Not isinstance(), which wakes the lazy objects of other libraries.
+    # Not isinstance(), which loads the lazy objects of other libraries.
     return sum(type(thing) is Generation for thing in gc.get_objects())
 
 
@@ -42,7 +42,7 @@ def use(pool: Pool[Any]) -> None:
 
 
 def go_through_a_rollback(deployment: Deployment, pool: Pool[Any]) -> None:
-    """Every connection is replaced: drained in IN_PROGRESS, and one in use is cut."""
+    """Replace every connection: idle ones are drained in IN_PROGRESS, and one in use is cut."""
     conn = pool.getconn()
     deployment.phase(Phase.IN_PROGRESS)
     time.sleep(0.02)
@@ -52,13 +52,13 @@ def go_through_a_rollback(deployment: Deployment, pool: Pool[Any]) -> None:
 
 
 def things() -> tuple[int, int, int]:
-    """Descriptors, threads and generations that there are."""
+    """Return the numbers of descriptors, threads and generations."""
     gc.collect()
     return descriptors(), threading.active_count(), generations()
 
 
 def settled() -> tuple[int, int, int]:
-    """The same once they stay as they are for half a second: what is on its way to its end would count."""
+    """Return these numbers once they are stable for half a second, because some objects may be about to end."""
     found, before = things(), None
     while found != before:
         time.sleep(0.5)
@@ -66,7 +66,7 @@ def settled() -> tuple[int, int, int]:
     return found
 
 
-def test_generations_threads_and_descriptors_are_flat(
+def test_generations_threads_and_descriptors_do_not_grow(
     deployment: Deployment, make_pool: Callable[..., Pool[Any]]
 ) -> None:
     pool = make_pool(bg_drain_timeout_ms=50)

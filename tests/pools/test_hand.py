@@ -1,4 +1,4 @@
-"""An operator's hold and release, on real servers: who waits, who goes on, and on which connection."""
+"""An operator's hold and release, on real servers: the callers that wait or continue, and their connections."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def test_a_hold_keeps_every_connection(ends: str, kit: Kit, deployment: Deployme
     before = pool.stats()
     give(deployment, Order.HOLD, 1.0 if ends == "by itself" else 60.0)
     wait_until(lambda: not conn.bgpool_generation.live[0])
-    # The transaction at hand goes on to its end; only the next one waits.
+    # The current transaction continues to its end; only the next one waits.
     kit.write(conn)
     conn.commit()
     callers = [Caller(lambda: kit.execute(conn, "SELECT 1")), Caller(lambda: session(kit, pool))]
     wait_until(lambda: pool.stats().held == 2)
     if ends == "by a release":
         give(deployment, Order.RELEASE)
-    # Nobody publishes the end of the one that ends by itself.
+    # The hold ends by itself; no process publishes its end.
     assert [list(row) for row in callers[0].wait()] == [[1]]
     assert isinstance(callers[1].wait(), int)
     conn.rollback()
@@ -78,7 +78,7 @@ def test_a_hold_is_bounded_for_each_caller(kit: Kit, deployment: Deployment, mak
     pool.putconn(conn)
 
 
-def test_a_hold_without_a_deployment(kit: Kit, deployment: Deployment, make_pool: MakePool) -> None:
+def test_a_hold_works_without_a_deployment(kit: Kit, deployment: Deployment, make_pool: MakePool) -> None:
     pool = make_pool(max_size=1)
     first = session(kit, pool)
     deployment.phase(Phase.NOT_CREATED)
@@ -89,10 +89,8 @@ def test_a_hold_without_a_deployment(kit: Kit, deployment: Deployment, make_pool
     assert caller.wait() == first
 
 
-def test_what_the_pool_does_to_its_connections_is_not_held(
-    kit: Kit, deployment: Deployment, make_pool: MakePool
-) -> None:
-    """A reset that waited would keep the pool's threads, and end with the connection closed."""
+def test_the_pools_own_statements_are_not_held(kit: Kit, deployment: Deployment, make_pool: MakePool) -> None:
+    """A held reset would block the pool's threads, and end with the connection closed."""
     done: list[str] = []
 
     def look(what: str) -> Callable[[Any], None]:
@@ -115,7 +113,9 @@ def test_what_the_pool_does_to_its_connections_is_not_held(
     assert session(kit, pool) == used
 
 
-def test_a_switchover_that_begins_in_a_hold(kit: Kit, pair: Pair, deployment: Deployment, make_pool: MakePool) -> None:
+def test_a_switchover_that_begins_in_a_hold_replaces_it(
+    kit: Kit, pair: Pair, deployment: Deployment, make_pool: MakePool
+) -> None:
     pool = make_pool()
     conn = pool.getconn()
     give(deployment, Order.HOLD)
@@ -125,13 +125,15 @@ def test_a_switchover_that_begins_in_a_hold(kit: Kit, pair: Pair, deployment: De
     deployment.phase(Phase.IN_PROGRESS)
     assert deployment.snapshot.hold_until_ns == 0
     deployment.release()
-    assert isinstance(caller.wait(), bgpool.SwitchoverInterrupted), "it was never sent"
+    assert isinstance(caller.wait(), bgpool.SwitchoverInterrupted), "the statement was never sent"
     assert kit.where(checkout.wait()) == pair.green.address
     pool.putconn(conn)
     pool.putconn(checkout.wait())
 
 
-def test_a_release_in_a_switchover(kit: Kit, pair: Pair, deployment: Deployment, make_pool: MakePool) -> None:
+def test_a_release_in_a_switchover_leads_to_blue_by_name(
+    kit: Kit, pair: Pair, deployment: Deployment, make_pool: MakePool
+) -> None:
     pool = make_pool(bg_drop_blue_connections=False)
     old = pool.getconn()
     kit.write(old)
@@ -141,21 +143,21 @@ def test_a_release_in_a_switchover(kit: Kit, pair: Pair, deployment: Deployment,
     caller, before = Caller(pool.getconn), Caller(lambda: kit.read(old))
     wait_until(lambda: pool.stats().held == 2)
     give(deployment, Order.RELEASE)
-    # By name, which leads to blue as long as nobody moves it.
+    # The name still resolves to blue, because DNS has not moved.
     conn = caller.wait()
     assert kit.where(conn) == pair.blue.address
     assert isinstance(before.wait(), bgpool.SwitchoverInterrupted)
     pool.putconn(old)
     assert old.closed
     pool.putconn(conn)
-    # When green turns out to be promoted, everybody goes there.
+    # When green turns out to be promoted, all callers connect to green.
     deployment.release()
     wait_until(lambda: pool.stats().epoch is None)
     with pool.connection() as conn:
         assert kit.where(conn) == pair.green.address
 
 
-def test_a_release_lets_nobody_in_to_green(pair: Pair, deployment: Deployment, make_pool: MakePool) -> None:
+def test_a_release_admits_no_caller_to_green(pair: Pair, deployment: Deployment, make_pool: MakePool) -> None:
     green = make_pool(
         pair.dsn.replace(pair.names.blue.primary, pair.names.green.primary), bg_connect_timeout_ms=100, min_size=0
     )
@@ -169,9 +171,7 @@ def test_a_release_lets_nobody_in_to_green(pair: Pair, deployment: Deployment, m
         green.getconn()
 
 
-def test_closing_during_a_hold_returns_what_it_would_return(
-    kit: Kit, deployment: Deployment, make_pool: MakePool
-) -> None:
+def test_close_during_a_hold_works_as_usual(kit: Kit, deployment: Deployment, make_pool: MakePool) -> None:
     pool = make_pool(max_size=1, close_returns=True)
     conn = pool.getconn()
     used = kit.session(conn)

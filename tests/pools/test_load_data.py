@@ -1,4 +1,4 @@
-"""LOAD DATA LOCAL: a file that stops half-way is never committed, and a loss is the driver's error."""
+"""LOAD DATA LOCAL: a file that stops half-way is never committed, and a lost connection raises the driver's error."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ ENGINES = (Engine.MYSQL,)
 
 MakePool = Callable[..., MysqlPool]
 
-#: More than a socket's buffers hold.
+#: More data than a socket's buffers hold.
 MANY_ROWS = b"".join(b"%060d\n" % n for n in range(200_000))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _table(mysql_pair: Pair) -> None:
-    # MySQL 8.0 and newer refuse local files by default, MariaDB allows them.
+    # MySQL 8.0 and newer refuse local files by default; MariaDB allows them.
     mysql_pair.blue.execute("SET GLOBAL local_infile = 1")
     mysql_pair.blue.execute("CREATE TABLE IF NOT EXISTS app.loaded (v VARCHAR(60))")
 
 
 @pytest.fixture
 def load(make_pool: MakePool) -> Callable[..., Any]:
-    """Makes a pool of connections that may load local files."""
+    """Return a maker of pools whose connections may load local files."""
     return lambda **kwargs: make_pool(max_size=1, kwargs={"local_infile": True, **kwargs})
 
 
@@ -58,7 +58,7 @@ def count(pair: Pair) -> int:
 
 
 class Breaking(io.BytesIO):
-    """A file of which two pieces can be read, and then *error* is raised."""
+    """A file of which two pieces can be read; then *error* is raised."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(MANY_ROWS)
@@ -73,12 +73,12 @@ class Breaking(io.BytesIO):
 
 
 class TimeIsUp(BaseException):
-    """As gevent's and Celery's."""
+    """Like the timeouts of gevent and Celery."""
 
 
 @pytest.fixture
 def half_way(tmp_path: Path) -> Iterator[Callable[[Callable[[], object]], Path]]:
-    """Makes files that call a function when the first half was read."""
+    """Return a maker of files that call a function after the first half was read."""
     writers: list[threading.Thread] = []
 
     def make(meanwhile: Callable[[], object]) -> Path:
@@ -92,7 +92,7 @@ def half_way(tmp_path: Path) -> Iterator[Callable[[Callable[[], object]], Path]]
                     meanwhile()
                     file.write(MANY_ROWS)
             except BrokenPipeError:
-                pass  # nobody reads any more
+                pass  # the reader is gone
 
         writers.append(threading.Thread(target=write, daemon=True))
         writers[-1].start()
@@ -104,9 +104,9 @@ def half_way(tmp_path: Path) -> Iterator[Callable[[Callable[[], object]], Path]]
 
 
 @pytest.mark.parametrize("autocommit", [True, False])
-@pytest.mark.parametrize("how", ["killed", "cut by us"])
+@pytest.mark.parametrize("how", ["killed", "cut by the pool"])
 @pytest.mark.parametrize("phase", [Phase.CREATED, Phase.PREPARATION])
-def test_cut_half_way(
+def test_a_cut_half_way_raises_and_loads_nothing(
     load: Any, half_way: Any, kit: Kit, pair: Pair, deployment: Deployment, how: str, autocommit: bool, phase: Phase
 ) -> None:
     deployment.phase(phase)
@@ -132,10 +132,10 @@ def test_cut_half_way(
         assert kit.execute(conn, "SELECT count(*) FROM loaded") == [(0,)]
 
 
-def test_a_large_statement_that_its_server_stops_reading(
+def test_a_large_statement_that_the_server_stops_reading_fails(
     load: Any, kit: Kit, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server ends the connection and leaves a full window behind: the rest can never be sent."""
+    """The server ends the connection and leaves a full window: the rest can never be sent."""
     pool = load(autocommit=True, write_timeout=60)
     conn = pool.getconn()
     waiting = MysqlConnection._wait_writable
@@ -157,7 +157,7 @@ def test_a_large_statement_that_its_server_stops_reading(
     assert count(pair) == 0
 
 
-def test_a_unit_is_begun_again(load: Any, half_way: Any, kit: Kit, pair: Pair, deployment: Deployment) -> None:
+def test_a_unit_is_run_again(load: Any, half_way: Any, kit: Kit, pair: Pair, deployment: Deployment) -> None:
     deployment.phase(Phase.PREPARATION)
     calls: list[int] = []
 
@@ -171,7 +171,7 @@ def test_a_unit_is_begun_again(load: Any, half_way: Any, kit: Kit, pair: Pair, d
 
 
 @pytest.mark.parametrize("error", [TimeIsUp(), OSError(errno.EIO, "Input/output error")], ids=["interrupt", "disk"])
-def test_what_stops_half_way_is_not_committed_in_part(
+def test_a_file_that_stops_half_way_is_not_committed(
     load: Any, kit: Kit, pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     pool = load(autocommit=True)
@@ -186,7 +186,7 @@ def test_what_stops_half_way_is_not_committed_in_part(
     assert count(pair) == 0
 
 
-def test_a_file_that_is_not_there_costs_no_connection_and_no_transaction(load: Any, kit: Kit, tmp_path: Path) -> None:
+def test_a_missing_file_loses_neither_connection_nor_transaction(load: Any, kit: Kit, tmp_path: Path) -> None:
     with load().connection() as conn:
         kit.write(conn)
         for path in (tmp_path / "missing", tmp_path):
@@ -198,7 +198,7 @@ def test_a_file_that_is_not_there_costs_no_connection_and_no_transaction(load: A
 
 
 @pytest.mark.parametrize("cursor_class", [pymysql.cursors.Cursor, pymysql.cursors.SSCursor])
-def test_a_whole_file(load: Any, kit: Kit, tmp_path: Path, cursor_class: Any) -> None:
+def test_a_whole_file_is_loaded(load: Any, kit: Kit, tmp_path: Path, cursor_class: Any) -> None:
     path = tmp_path / "rows"
     path.write_bytes(MANY_ROWS[: 61 * 3000])
     with load().connection() as conn:
@@ -208,7 +208,9 @@ def test_a_whole_file(load: Any, kit: Kit, tmp_path: Path, cursor_class: Any) ->
         conn.rollback()
 
 
-def test_as_one_of_many_statements(load: Any, pair: Pair, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_file_in_one_of_many_statements_is_not_committed_in_part(
+    load: Any, pair: Pair, tmp_path: Path, monkeypatch: Any
+) -> None:
     pool = load(autocommit=True, client_flag=pymysql.constants.CLIENT.MULTI_STATEMENTS)
     conn = pool.getconn()
     cursor = conn.cursor()
@@ -221,7 +223,7 @@ def test_as_one_of_many_statements(load: Any, pair: Pair, tmp_path: Path, monkey
     assert count(pair) == 0
 
 
-def test_not_allowed(make_pool: MakePool, kit: Kit, tmp_path: Path) -> None:
+def test_loading_is_refused_without_the_option(make_pool: MakePool, kit: Kit, tmp_path: Path) -> None:
     with make_pool(max_size=1).connection() as conn:
         with pytest.raises(pymysql.err.MySQLError):
             kit.execute(conn, statement(tmp_path / "rows"))
@@ -229,7 +231,7 @@ def test_not_allowed(make_pool: MakePool, kit: Kit, tmp_path: Path) -> None:
 
 
 class TestLost:
-    """What is asked of a connection that is closed is the driver's InterfaceError, whoever closed it."""
+    """Any use of a closed connection raises the driver's InterfaceError, regardless of the cause."""
 
     @pytest.mark.parametrize(
         "ask",
@@ -249,7 +251,7 @@ class TestLost:
             lambda conn: conn.cursor().executemany("INSERT INTO ledger (n) VALUES (%s)", [(1,), (2,)]),
         ],
     )
-    def test_asked_afterwards(self, make_pool: MakePool, ask: Callable[[Any], object]) -> None:
+    def test_a_lost_connection_refuses_further_use(self, make_pool: MakePool, ask: Callable[[Any], object]) -> None:
         pool = make_pool(max_size=1)
         conn = pool.getconn()
         conn._force_close()
@@ -257,7 +259,7 @@ class TestLost:
             ask(conn)
         pool.putconn(conn)
 
-    def test_rows_do_not_seem_to_end(self, make_pool: MakePool) -> None:
+    def test_lost_rows_do_not_look_like_the_end(self, make_pool: MakePool) -> None:
         pool = make_pool(max_size=1)
         conn = pool.getconn()
         cursor = conn.cursor(pymysql.cursors.SSCursor)
@@ -267,9 +269,7 @@ class TestLost:
         with pytest.raises(pymysql.err.InterfaceError):
             cursor.fetchone()
 
-    def test_closed_by_another_thread_while_an_answer_is_awaited(
-        self, make_pool: MakePool, kit: Kit, pair: Pair
-    ) -> None:
+    def test_a_close_by_another_thread_ends_the_wait(self, make_pool: MakePool, kit: Kit, pair: Pair) -> None:
         pool = make_pool(max_size=1)
         conn = pool.getconn()
         sock: Any = conn._sock
@@ -286,7 +286,7 @@ class TestLost:
     def test_an_interrupt_at_the_end_of_an_unbuffered_result(
         self, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, how: str
     ) -> None:
-        """The last packet has been read and PyMySQL has not noted it: nobody waits for another one."""
+        """The last packet has been read, but PyMySQL has not noted it: no further packet is awaited."""
 
         def interrupted(_result: object, packet: Any) -> bool:
             if packet.is_eof_packet():
@@ -307,7 +307,7 @@ class TestLost:
             cursor.execute("SELECT 2")
             assert cursor.fetchall() == ((2,),)
 
-    def test_warnings_that_were_read_in_part(self, make_pool: MakePool) -> None:
+    def test_an_interrupt_while_reading_warnings_closes_the_connection(self, make_pool: MakePool) -> None:
         def interrupted(_value: object) -> None:
             raise TimeIsUp
 

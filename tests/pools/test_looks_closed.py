@@ -1,4 +1,4 @@
-"""A connection that must not be used again looks closed, so that any owner replaces it; never in a transaction."""
+"""A connection that must not be used again looks closed, so that any owner replaces it; but never in a transaction."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ ON_ASYNC_POOL = ()
 
 MakePool = Callable[..., Pool[Any]]
 DIALECTS = {Engine.POSTGRESQL: "postgresql+psycopg://", Engine.MYSQL: "mysql+pymysql://"}
-#: Left alone by the drain: what is lost here is lost by its looks.
+#: The drain leaves these connections alone: they are replaced because they look closed.
 UNCUT = {"bg_drop_blue_connections": False}
 
 
 def looks_closed(conn: Any) -> bool:
-    """By every spelling that the driver has."""
+    """Return whether all the driver's attributes report the connection as closed."""
     if isinstance(conn, MysqlConnection):
         assert conn.closed is not conn.open
     else:
@@ -45,7 +45,7 @@ def looks_closed(conn: Any) -> bool:
 
 @pytest.fixture
 def kept(kit: Kit, make_pool: MakePool) -> Iterator[Any]:
-    """A connection that its user keeps, between two transactions."""
+    """Return a connection that its user keeps, between two transactions."""
     pool = make_pool(max_size=1, **UNCUT)
     conn = pool.getconn()
     kit.read(conn)
@@ -56,7 +56,7 @@ def kept(kit: Kit, make_pool: MakePool) -> Iterator[Any]:
     conn.close()
 
 
-# -- by a switchover -----------------------------------------------------------------------------------------------
+# -- in a switchover -----------------------------------------------------------------------------------------------
 
 
 def test_a_kept_connection_looks_closed_from_the_drain_on(kit: Kit, deployment: Deployment, kept: Any) -> None:
@@ -97,8 +97,10 @@ def test_a_rollback_makes_it_good_again(kit: Kit, deployment: Deployment, kept: 
     kit.read(kept)
 
 
-def test_one_that_was_cut_is_closed_after_a_rollback_too(kit: Kit, deployment: Deployment, make_pool: MakePool) -> None:
-    """Its driver has not noticed the cut: nobody has asked anything of it since."""
+def test_a_cut_connection_looks_closed_after_a_rollback_too(
+    kit: Kit, deployment: Deployment, make_pool: MakePool
+) -> None:
+    """The driver has not noticed the cut, because the connection was not used since."""
     with contextlib.closing(make_pool(bg_drain_timeout_ms=0).getconn()) as conn:
         kit.read(conn)
         conn.rollback()
@@ -109,14 +111,14 @@ def test_one_that_was_cut_is_closed_after_a_rollback_too(kit: Kit, deployment: D
         assert conn.bgpool_is_open
 
 
-def test_it_looks_open_while_an_operator_holds(kit: Kit, kept: Any) -> None:
+def test_a_connection_looks_open_during_an_operators_hold(kit: Kit, kept: Any) -> None:
     kept.bgpool_generation.hold(held=True)
     assert not looks_closed(kept)
     kept.bgpool_generation.hold(held=False)
     kit.read(kept)
 
 
-# -- what is under way is never lost by it -------------------------------------------------------------------------
+# -- in a transaction ----------------------------------------------------------------------------------------------
 
 
 def test_a_block_that_was_drained_commits(pair: Pair, deployment: Deployment, make_pool: MakePool, work: Work) -> None:
@@ -128,8 +130,8 @@ def test_a_block_that_was_drained_commits(pair: Pair, deployment: Deployment, ma
     assert work.rows(pair) == 1
 
 
-def test_a_block_that_was_cut_says_so(pair: Pair, deployment: Deployment, make_pool: MakePool, work: Work) -> None:
-    """psycopg would pass the COMMIT over, without an error, if the connection looked closed."""
+def test_a_block_that_was_cut_raises(pair: Pair, deployment: Deployment, make_pool: MakePool, work: Work) -> None:
+    """If the connection looked closed, psycopg would skip the COMMIT without an error."""
     pool = make_pool(max_size=1, bg_drain_timeout_ms=0)
     with pytest.raises((bgpool.SwitchoverInterrupted, bgpool.CommitOutcomeUnknown)), pool.connection() as conn:
         work(conn)
@@ -142,8 +144,8 @@ def test_a_block_that_was_cut_says_so(pair: Pair, deployment: Deployment, make_p
 # -- for other reasons ---------------------------------------------------------------------------------------------
 
 
-def test_a_server_that_takes_no_writes(kit: Kit, pair: Pair, make_pool: MakePool) -> None:
-    """Every connection to it is to be replaced, also one that has met no refusal itself."""
+def test_connections_to_a_read_only_server_look_closed(kit: Kit, pair: Pair, make_pool: MakePool) -> None:
+    """Every connection to it must be replaced, even one that has met no refusal itself."""
     pool = make_pool(max_size=2)
     conn, other = pool.getconn(), pool.getconn()
     pair.blue.set_read_only(True)
@@ -161,7 +163,7 @@ def test_a_server_that_takes_no_writes(kit: Kit, pair: Pair, make_pool: MakePool
         assert not looks_closed(fresh)
 
 
-def test_a_write_that_the_caller_forbade(kit: Kit, kept: Any) -> None:
+def test_a_connection_with_the_callers_read_only_setting_looks_open(kit: Kit, kept: Any) -> None:
     conn = kept
     begin = "SET TRANSACTION READ ONLY" if kit.engine is Engine.POSTGRESQL else "START TRANSACTION READ ONLY"
     kit.execute(conn, begin)
@@ -172,7 +174,7 @@ def test_a_write_that_the_caller_forbade(kit: Kit, kept: Any) -> None:
     assert not looks_closed(conn)
 
 
-def test_drain_replaces_what_others_keep(kit: Kit, make_pool: MakePool) -> None:
+def test_drain_replaces_connections_of_other_owners(kit: Kit, make_pool: MakePool) -> None:
     pool = make_pool(max_size=1)
     with contextlib.closing(pool.getconn()) as conn:
         kit.read(conn)
@@ -193,8 +195,8 @@ def test_the_close_of_the_pool_replaces_nothing(kit: Kit, make_pool: MakePool) -
     assert looks_closed(conn)
 
 
-def test_in_a_forks_child(kit: Kit, kept: Any) -> None:
-    """Also in a transaction, which is the parent's as well; and its block does not end without a word."""
+def test_inherited_connections_look_closed_in_a_child(kit: Kit, kept: Any) -> None:
+    """This also holds in a transaction, which belongs to the parent as well; the end of its block raises an error."""
     kit.read(kept)
     pid = os.fork()
     if pid == 0:
@@ -214,11 +216,11 @@ def test_in_a_forks_child(kit: Kit, kept: Any) -> None:
     kit.read(kept)
 
 
-# -- so that others replace it -------------------------------------------------------------------------------------
+# -- owners replace it ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.threads
-def test_sqlalchemys_pool_with_its_own_dialect(
+def test_sqlalchemys_pool_replaces_connections_with_its_own_dialect(
     kit: Kit, pair: Pair, deployment: Deployment, make_pool: MakePool
 ) -> None:
     pool = make_pool(max_size=4, **UNCUT)
@@ -237,7 +239,7 @@ def test_sqlalchemys_pool_with_its_own_dialect(
 
 
 @pytest.mark.threads
-def test_sqlalchemys_pre_ping(kit: Kit, deployment: Deployment, make_pool: MakePool) -> None:
+def test_sqlalchemys_pre_ping_replaces_connections(kit: Kit, deployment: Deployment, make_pool: MakePool) -> None:
     pool = make_pool(max_size=4, **UNCUT)
     engine = sa.create_engine(
         DIALECTS[kit.engine], creator=pool.getconn, pool_size=4, max_overflow=0, pool_pre_ping=True
@@ -251,8 +253,8 @@ def test_sqlalchemys_pre_ping(kit: Kit, deployment: Deployment, make_pool: MakeP
 
 
 @pytest.mark.threads
-def test_sqlalchemys_pool_in_a_forks_child(kit: Kit, make_pool: MakePool) -> None:
-    """Without dispose(), and with one that was in a transaction."""
+def test_sqlalchemys_pool_replaces_connections_in_a_child(kit: Kit, make_pool: MakePool) -> None:
+    """No dispose() is needed, even with a connection that was in a transaction."""
     engine = sa.create_engine(DIALECTS[kit.engine], creator=make_pool(max_size=4).getconn, pool_size=4, max_overflow=0)
     with engine.connect() as mine, engine.connect() as other:
         for connection in (mine, other):
@@ -271,7 +273,7 @@ def test_sqlalchemys_pool_in_a_forks_child(kit: Kit, make_pool: MakePool) -> Non
 
 
 def transactions(engine: sa.Engine, count: int) -> list[BaseException]:
-    """What *count* transactions of the engine have raised."""
+    """Return the errors of *count* transactions of the engine."""
     errors: list[BaseException] = []
     for _ in range(count):
         try:

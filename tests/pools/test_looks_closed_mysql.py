@@ -1,4 +1,4 @@
-"""What PyMySQL has open looks open, and a ping says what looks closed."""
+"""A connection in a PyMySQL transaction or result looks open, and a ping reports one that looks closed."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ pytestmark = pytest.mark.lab
 ENGINES = (Engine.MYSQL,)
 
 MakePool = Callable[..., Pool[Any]]
-#: Left alone by the drain: what is lost here is lost by its looks.
+#: The drain leaves these connections alone: they are replaced because they look closed.
 UNCUT = {"bg_drop_blue_connections": False}
 
 
-def test_rows_that_are_still_coming(deployment: Deployment, make_pool: MakePool) -> None:
+def test_a_connection_with_unread_rows_looks_open(deployment: Deployment, make_pool: MakePool) -> None:
     pool = make_pool(max_size=1, kwargs={"autocommit": True}, **UNCUT)
     with pool.connection() as conn, conn.cursor(pymysql.cursors.SSCursor) as cursor:
         cursor.execute("SELECT 1 UNION SELECT 2 UNION SELECT 3")
@@ -33,7 +33,7 @@ def test_rows_that_are_still_coming(deployment: Deployment, make_pool: MakePool)
         assert not conn.open
 
 
-def test_a_result_that_is_still_to_come(deployment: Deployment, make_pool: MakePool) -> None:
+def test_a_connection_with_an_unread_result_looks_open(deployment: Deployment, make_pool: MakePool) -> None:
     many = {"autocommit": True, "client_flag": pymysql.constants.CLIENT.MULTI_STATEMENTS}
     pool = make_pool(max_size=1, kwargs=many, **UNCUT)
     with pool.connection() as conn, conn.cursor() as cursor:
@@ -44,8 +44,8 @@ def test_a_result_that_is_still_to_come(deployment: Deployment, make_pool: MakeP
         assert not conn.open
 
 
-def test_a_ping_says_so_too(deployment: Deployment, make_pool: MakePool) -> None:
-    """SQLAlchemy's pre-ping and DBUtils' check ask for nothing else."""
+def test_a_ping_reports_a_connection_that_looks_closed(deployment: Deployment, make_pool: MakePool) -> None:
+    """The ping is the only check of SQLAlchemy's pre-ping and of DBUtils."""
     with make_pool(max_size=1, **UNCUT).connection() as conn:
         conn.ping()
         drain(deployment, conn)

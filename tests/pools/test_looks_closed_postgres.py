@@ -1,4 +1,4 @@
-"""What psycopg has open looks open: no COMMIT is passed over because the connection is to be replaced."""
+"""A connection in a psycopg transaction looks open: no COMMIT is skipped because of a due replacement."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ ENGINES = (Engine.POSTGRESQL,)
 ON_ASYNC_POOL = ()
 
 MakePool = Callable[..., Pool[Any]]
-#: Left alone by the drain: what is lost here is lost by its looks.
+#: The drain leaves these connections alone: they are replaced because they look closed.
 UNCUT = {"bg_drop_blue_connections": False}
 
 
-def test_its_own_block(pair: Pair, deployment: Deployment, make_pool: MakePool, work: Work) -> None:
+def test_a_connection_in_its_own_block_looks_open(
+    pair: Pair, deployment: Deployment, make_pool: MakePool, work: Work
+) -> None:
     with contextlib.closing(make_pool(max_size=1, **UNCUT).getconn()) as conn:
         with conn:
             work(conn)
@@ -42,7 +44,7 @@ def test_its_own_block(pair: Pair, deployment: Deployment, make_pool: MakePool, 
 def test_the_block_of_a_connectors_connection_closes_it(
     pair: Pair, deployment: Deployment, make_connector: Callable[..., Connector[Any]], work: Work
 ) -> None:
-    """Also where it looks closed at the end; psycopg leaves it then, open."""
+    """The block also closes a connection that looks closed at the end, which psycopg would leave open."""
     connector = make_connector(**UNCUT)
     with connector.connect() as conn:
         work(conn)
@@ -53,7 +55,9 @@ def test_the_block_of_a_connectors_connection_closes_it(
     assert work.rows(pair) == 1
 
 
-def test_a_pipeline(pair: Pair, deployment: Deployment, make_pool: MakePool, work: Work) -> None:
+def test_a_connection_in_a_pipeline_looks_open(
+    pair: Pair, deployment: Deployment, make_pool: MakePool, work: Work
+) -> None:
     pool = make_pool(max_size=1, **UNCUT)
     with pool.connection() as conn, conn.pipeline():
         work(conn)
@@ -62,7 +66,9 @@ def test_a_pipeline(pair: Pair, deployment: Deployment, make_pool: MakePool, wor
     assert work.rows(pair) == 1
 
 
-def test_a_transaction_block(pair: Pair, deployment: Deployment, make_pool: MakePool, work: Work) -> None:
+def test_a_connection_in_a_transaction_block_looks_open(
+    pair: Pair, deployment: Deployment, make_pool: MakePool, work: Work
+) -> None:
     pool = make_pool(max_size=1, kwargs={"autocommit": True}, **UNCUT)
     with pool.connection() as conn, conn.transaction():
         work(conn)
@@ -73,7 +79,7 @@ def test_a_transaction_block(pair: Pair, deployment: Deployment, make_pool: Make
     assert work.rows(pair) == 2
 
 
-def test_a_failed_statement_and_its_savepoint(
+def test_a_connection_with_a_failed_savepoint_looks_open(
     pair: Pair, deployment: Deployment, make_pool: MakePool, work: Work
 ) -> None:
     pool = make_pool(max_size=1, **UNCUT)
@@ -88,7 +94,7 @@ def test_a_failed_statement_and_its_savepoint(
     assert work.rows(pair) == 1
 
 
-def test_a_two_phase_transaction(deployment: Deployment, make_pool: MakePool) -> None:
+def test_a_connection_in_a_two_phase_transaction_looks_open(deployment: Deployment, make_pool: MakePool) -> None:
     with contextlib.closing(make_pool(max_size=1, **UNCUT).getconn()) as conn:
         conn.tpc_begin("looks")
         drain(deployment, conn)
@@ -97,7 +103,7 @@ def test_a_two_phase_transaction(deployment: Deployment, make_pool: MakePool) ->
         assert conn.closed
 
 
-def test_a_server_side_cursor(deployment: Deployment, make_pool: MakePool) -> None:
+def test_a_connection_with_a_server_side_cursor_looks_open(deployment: Deployment, make_pool: MakePool) -> None:
     pool = make_pool(max_size=1, **UNCUT)
     with pool.connection() as conn, conn.cursor("mine") as cursor:
         cursor.execute("SELECT generate_series(1, 1000)")
@@ -107,7 +113,7 @@ def test_a_server_side_cursor(deployment: Deployment, make_pool: MakePool) -> No
         assert len(cursor.fetchall()) == 999
 
 
-def test_rows_that_are_still_coming(deployment: Deployment, make_pool: MakePool) -> None:
+def test_a_connection_with_unread_rows_looks_open(deployment: Deployment, make_pool: MakePool) -> None:
     pool = make_pool(max_size=1, kwargs={"autocommit": True}, **UNCUT)
     with pool.connection() as conn, conn.cursor() as cursor:
         rows = cursor.stream("SELECT generate_series(1, 1000)")
@@ -118,7 +124,9 @@ def test_rows_that_are_still_coming(deployment: Deployment, make_pool: MakePool)
         assert conn.closed
 
 
-def test_autocommit_between_statements(deployment: Deployment, make_pool: MakePool) -> None:
+def test_a_connection_in_autocommit_looks_closed_between_statements(
+    deployment: Deployment, make_pool: MakePool
+) -> None:
     pool = make_pool(max_size=1, kwargs={"autocommit": True}, **UNCUT)
     with pool.connection() as conn:
         conn.execute("SELECT 1")
@@ -127,8 +135,8 @@ def test_autocommit_between_statements(deployment: Deployment, make_pool: MakePo
 
 
 @pytest.mark.threads
-def test_a_refused_write_is_a_lost_connection_to_sqlalchemy(pair: Pair, make_pool: MakePool) -> None:
-    """In a failover without a deployment: its pool would keep connections to a server that takes no writes."""
+def test_a_refused_write_makes_sqlalchemy_replace_the_connection(pair: Pair, make_pool: MakePool) -> None:
+    """In a failover without a deployment, its pool would otherwise keep connections to a read-only server."""
     pool = make_pool(max_size=2)
     engine = sa.create_engine("postgresql+psycopg://", creator=pool.getconn, pool_size=2, max_overflow=0)
     with engine.connect() as one, engine.connect() as two:

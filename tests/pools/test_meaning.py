@@ -1,4 +1,4 @@
-"""What a gate makes of a reading: worked out once for all who ask, and again when a timer has run out."""
+"""The state that a gate derives from a reading: computed once for all callers, and again when a timer expires."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def make_gate(deployment: bgpool.testing.Deployment, waits: LoopWaits | None = N
     place, settings, _ = parse("postgresql://app@127.0.0.1/app", {"bg_connect_timeout_ms": 5000})
     reader = Reader(RunFiles.of(deployment.run_dir, deployment.bg_id))
     options = {} if waits is None else {"waits": waits}
-    return Gate(reader, settings, Endpoint(place, settings), **options)  # type: ignore[arg-type]  # the last one alone
+    return Gate(reader, settings, Endpoint(place, settings), **options)  # type: ignore[arg-type]  # only the last one
 
 
 def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
-    """The events of every step that gates take from now on."""
+    """Record the events of every step of gates from now on."""
     steps: list[Event] = []
 
     def counted(snapshot: Snapshot, event: Event, rules: Rules) -> Snapshot:
@@ -44,7 +44,7 @@ def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
     return steps
 
 
-def test_a_reading_is_worked_out_once_for_all_who_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reading_is_evaluated_once_for_all_waiting_callers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waits = LoopWaits(lambda: True)
 
     async def hold_100(deployment: bgpool.testing.Deployment) -> None:
@@ -65,7 +65,7 @@ def test_a_reading_is_worked_out_once_for_all_who_wait(tmp_path: Path, monkeypat
         asyncio.run(hold_100(deployment))
 
 
-def test_an_operators_hold_ends_in_time_with_nobody_to_say_so(tmp_path: Path) -> None:
+def test_an_operators_hold_ends_in_time_without_a_monitor(tmp_path: Path) -> None:
     with bgpool.testing.deployment(tmp_path) as deployment:
         gate = make_gate(deployment)
         at = now()
@@ -75,7 +75,7 @@ def test_an_operators_hold_ends_in_time_with_nobody_to_say_so(tmp_path: Path) ->
         assert 0.29 < (time.monotonic_ns() - at.mono_ns) / 1e9 < 30
 
 
-def test_a_release_that_is_over_holds_again_and_does_not_spin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_expired_release_holds_again_without_spinning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with bgpool.testing.deployment(tmp_path) as deployment:
         gate = make_gate(deployment)
         deployment.phase(Phase.IN_PROGRESS)
@@ -89,8 +89,8 @@ def test_a_release_that_is_over_holds_again_and_does_not_spin(tmp_path: Path, mo
         assert len(steps) <= 2
 
 
-def test_who_was_held_before_a_fork_goes_on_in_the_child(tmp_path: Path) -> None:
-    """Where the child goes on with its parent's loop, or in a signal handler of a thread that is held."""
+def test_a_caller_held_before_a_fork_continues_in_the_child(tmp_path: Path) -> None:
+    """This happens if the child continues its parent's loop, or in a signal handler of a held thread."""
     waits = LoopWaits(lambda: True)
 
     async def hold(deployment: bgpool.testing.Deployment) -> None:

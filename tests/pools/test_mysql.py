@@ -1,4 +1,4 @@
-"""What a MySQL pool promises beyond what all pools do: no wait under a lock, and no guess about commits."""
+"""A MySQL pool's promises beyond those of all pools: no wait under a lock, and no guess about commits."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ MakePool = Callable[..., MysqlPool]
 
 
 class Connector:
-    """Opens real connections, once it is let.
+    """Opens real connections, when the test allows it.
 
     Attributes:
         wait: Called before each connection is opened.
@@ -65,22 +65,22 @@ class Connector:
             database="app", read_timeout=10, write_timeout=10,
         )  # fmt: skip
         self.inherited = False
-        connection.bgpool_generation = self  # type: ignore[assignment]  # as much of one as a store looks at
+        connection.bgpool_generation = self  # type: ignore[assignment]  # has the parts that a store uses
         return connection
 
     def note_cut(self) -> None:
-        """As a generation's."""
+        """See Generation."""
 
     def take_lost(self, connection: MysqlConnection) -> None:
-        """As a generation's; nobody waits for the slot."""
+        """See Generation; here, no caller waits for the slot."""
         connection._force_close()
 
     def note_refusal(self) -> bool:
-        """As a generation's."""
+        """See Generation."""
         return True
 
     def is_switching(self) -> bool:
-        """As a generation's."""
+        """See Generation."""
         return False
 
 
@@ -108,7 +108,7 @@ MakeStore = Callable[..., Store]
 
 
 class TestStore:
-    def test_a_slow_connect_keeps_nobody_from_a_connection_that_comes_back(
+    def test_a_slow_connect_does_not_delay_a_returned_connection(
         self, make_store: MakeStore, connector: Connector
     ) -> None:
         store = make_store()
@@ -124,7 +124,7 @@ class TestStore:
 
     def test_connects_run_side_by_side(self, make_store: MakeStore, connector: Connector) -> None:
         store = make_store(max_size=5, timeout=20.0)
-        # Nobody passes before all five are there.
+        # No connect completes before all five have begun.
         connector.wait = threading.Barrier(5, timeout=15.0).wait
         callers = [Caller(store.getconn) for _ in range(5)]
         for caller in callers:
@@ -156,7 +156,7 @@ class TestStore:
         assert order == list(range(8))
         assert connector.opened == 1
 
-    def test_the_wait_ends_and_is_known_why(self, make_store: MakeStore, connector: Connector) -> None:
+    def test_a_wait_that_times_out_reports_the_reason(self, make_store: MakeStore, connector: Connector) -> None:
         store = make_store(max_size=1)
         held = store.getconn()
         with pytest.raises(PoolTimeout, match=r"after 0.10 sec") as caught:
@@ -170,7 +170,7 @@ class TestStore:
             other.getconn(0.2)
         wait_until(lambda: "1045: Access denied" in other.failure)
 
-    def test_the_queue_ends(self, make_store: MakeStore) -> None:
+    def test_a_full_queue_refuses_callers(self, make_store: MakeStore) -> None:
         store = make_store(max_size=1, max_waiting=1)
         held = store.getconn()
         caller = Caller(store.getconn)
@@ -180,7 +180,7 @@ class TestStore:
         store.putconn(held)
         store.putconn(caller.wait())
 
-    def test_closing_sends_waiting_callers_on(self, make_store: MakeStore) -> None:
+    def test_closing_refuses_waiting_callers(self, make_store: MakeStore) -> None:
         store = make_store(max_size=1)
         held = store.getconn()
         caller = Caller(store.getconn)
@@ -190,7 +190,7 @@ class TestStore:
         store.putconn(held)
         assert held.closed
 
-    def test_what_could_not_be_opened_is_tried_again_while_somebody_waits(
+    def test_a_failed_connect_is_retried_while_a_caller_waits(
         self, make_store: MakeStore, connector: Connector
     ) -> None:
         store = make_store()
@@ -198,7 +198,9 @@ class TestStore:
         store.putconn(store.getconn())
         assert store.get_stats()["connections_errors"] == 3
 
-    def test_what_the_server_has_ended_is_not_handed_out(self, make_store: MakeStore, kit: Kit, pair: Pair) -> None:
+    def test_a_connection_ended_by_the_server_is_not_handed_out(
+        self, make_store: MakeStore, kit: Kit, pair: Pair
+    ) -> None:
         store = make_store()
         connection = store.getconn()
         store.putconn(connection)
@@ -209,7 +211,7 @@ class TestStore:
         assert fresh is not connection
         store.putconn(fresh)
 
-    def test_asked_only_after_it_was_idle_and_no_lock_is_held_meanwhile(self, make_store: MakeStore) -> None:
+    def test_only_idle_connections_are_checked_and_without_a_lock(self, make_store: MakeStore) -> None:
         asked, answered = threading.Event(), threading.Event()
 
         def check(_connection: MysqlConnection) -> None:
@@ -225,7 +227,7 @@ class TestStore:
         answered.set()
         store.putconn(caller.wait())
 
-    def test_an_open_transaction_is_rolled_back_and_autocommit_put_back(self, make_store: MakeStore, kit: Kit) -> None:
+    def test_an_open_transaction_is_rolled_back_and_autocommit_is_reset(self, make_store: MakeStore, kit: Kit) -> None:
         store = make_store(max_size=1)
         connection = store.getconn()
         kit.execute(connection, "INSERT INTO ledger (worker, thread, n) VALUES (55, 1, 1)")
@@ -247,10 +249,8 @@ class TestStore:
         assert connection.closed
         assert store.get_stats()["returns_bad"] == 1
 
-    def test_a_caller_that_is_interrupted_takes_nothing_along(
-        self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """As gevent's time limits and Ctrl-C do: in the queue, when a connection was just given, and in the check."""
+    def test_an_interrupted_caller_loses_no_slot(self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Like gevent's time limits and Ctrl-C: in the queue, when a connection was just given, and in the check."""
 
         class Limit(BaseException):
             pass
@@ -292,7 +292,7 @@ class TestStore:
         assert second is not first
         old.putconn(second)
 
-    def test_what_its_user_has_lost_is_closed_and_never_kept(self, make_store: MakeStore, kit: Kit, pair: Pair) -> None:
+    def test_a_forgotten_connection_is_closed_and_not_kept(self, make_store: MakeStore, kit: Kit, pair: Pair) -> None:
         store = make_store(max_size=1)
         connection = store.getconn()
         session = kit.session(connection)
@@ -308,11 +308,11 @@ class TestStore:
     @pytest.mark.parametrize(
         "options", [{"max_size": 0}, {"min_size": 3, "max_size": 2}, {"max_lifetime": 0}, {"min_size": -1}]
     )
-    def test_numbers_out_of_their_domain(self, options: dict[str, Any]) -> None:
+    def test_numbers_out_of_range_are_refused(self, options: dict[str, Any]) -> None:
         with pytest.raises(ValueError, match="must be"):
             Store(object(), **{"max_size": 2, "min_size": 0} | options)
 
-    def test_many_threads(self, make_store: MakeStore, kit: Kit, connector: Connector) -> None:
+    def test_many_threads_share_a_store(self, make_store: MakeStore, kit: Kit, connector: Connector) -> None:
         store = make_store(max_size=3)
         failures: list[BaseException] = []
 
@@ -336,15 +336,15 @@ class TestStore:
 
 
 class Limit(BaseException):
-    """As gevent's time limits and Ctrl-C: not for anybody who catches errors."""
+    """Like gevent's time limits and Ctrl-C: not a subclass of Exception."""
 
 
 class Threads:
-    """Threads that cannot be started, while there are none to be had.
+    """Threads that cannot be started for a while.
 
     Attributes:
-        missing: How many more starts fail; a thousand for all.
-        names: What is in the names of those that fail.
+        missing: The number of starts that still fail; a thousand for all.
+        names: A text that is part of the names of threads that fail.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,7 +367,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> Threads:
 
 
 class TestWithoutThreads:
-    """The machine has no thread for us: it costs no slot, and all goes on once it has."""
+    """The machine cannot start another thread: this loses no slot, and the pool recovers once threads are available."""
 
     @pytest.mark.parametrize("missing", [1, 3])
     def test_a_caller_gets_its_connection_as_soon_as_there_is_a_thread(
@@ -379,7 +379,7 @@ class TestWithoutThreads:
         assert store.get_stats()["pool_size"] == 1
         store.putconn(connection)
 
-    def test_the_wait_ends_and_says_why(self, make_store: MakeStore, threads: Threads) -> None:
+    def test_the_wait_for_a_thread_times_out_with_the_reason(self, make_store: MakeStore, threads: Threads) -> None:
         store = make_store(max_size=1)
         threads.names, threads.missing = "bgpool-open", 1000
         began = time.monotonic()
@@ -404,12 +404,14 @@ class TestWithoutThreads:
         store.putconn(caller.wait())
         assert store.get_stats()["pool_size"] == 1
 
-    def test_a_pool_is_kept_at_its_size_all_the_same(self, make_store: MakeStore, threads: Threads) -> None:
+    def test_the_size_of_a_pool_is_still_maintained(self, make_store: MakeStore, threads: Threads) -> None:
         threads.names, threads.missing = "bgpool-open", 3
         store = make_store(min_size=2, max_size=2)
         wait_until(lambda: store.get_stats()["pool_available"] == 2)
 
-    def test_it_opens_without_a_keeper_and_has_one_later(self, make_store: MakeStore, threads: Threads) -> None:
+    def test_a_pool_opens_without_its_maintenance_thread_and_starts_it_later(
+        self, make_store: MakeStore, threads: Threads
+    ) -> None:
         threads.missing = 1000
         store = make_store(min_size=1, max_size=2, max_idle=0.2)
         with pytest.raises(PoolTimeout):
@@ -424,14 +426,14 @@ class TestWithoutThreads:
             store.putconn(connection)
         wait_until(lambda: store.get_stats()["pool_size"] == 1)
 
-    def test_opening_again_after_there_was_no_thread(self, make_store: MakeStore, threads: Threads) -> None:
+    def test_opening_works_once_a_thread_is_available(self, make_store: MakeStore, threads: Threads) -> None:
         threads.missing = 1000
         store = make_store(min_size=1)
         threads.missing = 0
         store.open()
         wait_until(lambda: store.get_stats()["pool_available"] == 1)
 
-    def test_closing_sends_on_who_waits_for_a_thread(self, make_store: MakeStore, threads: Threads) -> None:
+    def test_closing_refuses_callers_that_wait_for_a_thread(self, make_store: MakeStore, threads: Threads) -> None:
         threads.missing = 1000
         store = make_store()
         caller = Caller(store.getconn)
@@ -441,10 +443,10 @@ class TestWithoutThreads:
 
 
 class TestInterrupts:
-    """As gevent's time limits and Ctrl-C, which come wherever a caller waits: none takes a slot along."""
+    """Like gevent's time limits and Ctrl-C, which may come wherever a caller waits: no interrupt loses a slot."""
 
     @pytest.mark.parametrize("begun", [False, True])
-    def test_while_a_thread_is_started(
+    def test_an_interrupt_while_a_thread_is_started_loses_no_slot(
         self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch, begun: bool
     ) -> None:
         store = make_store(max_size=1)
@@ -462,7 +464,7 @@ class TestInterrupts:
         assert store.get_stats()["pool_size"] == 1
 
     @pytest.mark.parametrize("when", ["checkout", "return"])
-    def test_while_a_connection_is_closed(
+    def test_an_interrupt_while_a_connection_is_closed_loses_no_slot(
         self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch, when: str
     ) -> None:
         def discard(_connection: MysqlConnection) -> None:
@@ -485,10 +487,10 @@ class TestInterrupts:
         store.putconn(store.getconn(PATIENCE_S))
         assert store.get_stats()["pool_size"] == 1
 
-    def test_when_a_caller_was_just_given_its_connection(
+    def test_an_interrupt_just_after_a_connection_was_given_loses_no_slot(
         self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Before it could take the lock to look."""
+        """The interrupt comes before the caller can take the lock to look."""
         store = make_store(max_size=1)
         held = store.getconn()
         wait = Waiter.wait
@@ -503,7 +505,7 @@ class TestInterrupts:
             store.getconn()
         assert store.getconn(5.0) is held
 
-    def test_in_the_thread_that_opens(self, make_store: MakeStore) -> None:
+    def test_an_interrupt_in_the_thread_that_opens_loses_no_slot(self, make_store: MakeStore) -> None:
         def end_thread(_connection: MysqlConnection) -> None:
             raise SystemExit
 
@@ -530,7 +532,7 @@ class _Interrupted:
         self._lock.release()
 
 
-def test_what_could_not_be_configured_is_closed_at_once(make_store: MakeStore) -> None:
+def test_a_connection_that_fails_to_configure_is_closed_at_once(make_store: MakeStore) -> None:
     made: list[MysqlConnection] = []
 
     def refuse(connection: MysqlConnection) -> None:
@@ -546,7 +548,7 @@ def test_what_could_not_be_configured_is_closed_at_once(make_store: MakeStore) -
 
 
 class TestStatements:
-    def test_a_select_tells_whether_it_opened_a_transaction(self, make_pool: MakePool, kit: Kit) -> None:
+    def test_a_select_shows_whether_it_opened_a_transaction(self, make_pool: MakePool, kit: Kit) -> None:
         with make_pool().connection() as conn:
             assert not conn.bgpool_in_transaction
             kit.execute(conn, "SELECT 1")
@@ -557,13 +559,13 @@ class TestStatements:
             assert not conn.bgpool_in_transaction
             with pytest.raises(pymysql.err.ProgrammingError):
                 kit.execute(conn, "SELECT * FROM nowhere")
-            assert conn.bgpool_in_transaction, "until the next answer one may be open"
+            assert conn.bgpool_in_transaction, "a transaction may be open until the next answer"
 
     @pytest.mark.parametrize(
         ("statement", "unknown"),
         [("INSERT INTO ledger (worker, thread, n) SELECT 1, 1, sleep(60)", False), ("EXECUTE slow", True)],
     )
-    def test_only_what_never_commits_is_said_not_to_have(
+    def test_only_statements_that_never_commit_are_reported_as_not_committed(
         self, deployment: Deployment, make_pool: MakePool, pair: Pair, kit: Kit, statement: str, unknown: bool
     ) -> None:
         pool = make_pool(bg_drain_timeout_ms=100)
@@ -578,10 +580,10 @@ class TestStatements:
         pool.putconn(conn)
 
     @pytest.mark.parametrize("commits", [False, True])
-    def test_an_interrupt_in_commit_is_a_commit_that_was_lost(
+    def test_an_interrupt_in_commit_leaves_it_in_doubt(
         self, deployment: Deployment, make_pool: MakePool, kit: Kit, commits: bool
     ) -> None:
-        """PyMySQL closes a connection whose read was interrupted: by Ctrl-C, a time limit of gevent's or Celery's."""
+        """PyMySQL closes a connection whose read was interrupted: by Ctrl-C, or a time limit of gevent or Celery."""
 
         class Limit(BaseException):
             pass
@@ -604,10 +606,10 @@ class TestStatements:
             conn.rollback()
         pool.putconn(conn)
 
-    def test_what_was_refused_as_read_only_cannot_be_committed_any_more(
+    def test_a_transaction_with_a_refused_write_cannot_be_committed(
         self, deployment: Deployment, make_pool: MakePool, kit: Kit, pair: Pair, work: Work
     ) -> None:
-        """The rest of the transaction is still there, and would get through after a rollback of the switchover."""
+        """The rest of the transaction still exists, and would succeed after a rollback of the switchover."""
         deployment.phase(Phase.PREPARATION)
         with make_pool().connection() as conn:
             work(conn)
@@ -624,10 +626,10 @@ class TestStatements:
 
     @pytest.mark.parametrize("autocommit", [True, False])
     @pytest.mark.parametrize("reached", [0, 2])
-    def test_what_executemany_has_committed_is_not_forgotten(
+    def test_rows_committed_by_executemany_are_taken_into_account(
         self, deployment: Deployment, make_pool: MakePool, autocommit: bool, reached: int
     ) -> None:
-        """In autocommit each row has a statement, and commits, of its own: to run all of them again doubles some."""
+        """In autocommit each row has its own statement and commit: running all of them again would double some."""
         pool = make_pool(bg_drain_timeout_ms=0, kwargs={"autocommit": autocommit})
         conn = pool.getconn()
 
@@ -649,7 +651,7 @@ class TestStatements:
         assert caught.value.args[0] == 2006
         pool.putconn(conn)
 
-    def test_cursors_are_still_of_their_classes(self, make_pool: MakePool) -> None:
+    def test_cursors_keep_their_classes(self, make_pool: MakePool) -> None:
         pool = make_pool(kwargs={"cursorclass": pymysql.cursors.DictCursor})
         with pool.connection() as conn:
             assert type(conn.cursor()).__name__ == "DictCursor"
@@ -663,10 +665,8 @@ class TestStatements:
 
     @pytest.mark.filterwarnings("ignore:Previous unbuffered result")
     @pytest.mark.parametrize("read", [0, 2, 3])
-    def test_rows_that_another_statement_has_dropped_are_not_the_end_of_a_result(
-        self, make_pool: MakePool, read: int
-    ) -> None:
-        """PyMySQL alone ends the loop over them as if there were no more."""
+    def test_rows_dropped_by_another_statement_raise_an_error(self, make_pool: MakePool, read: int) -> None:
+        """PyMySQL alone ends the loop as if all rows had been read."""
         with make_pool().connection() as conn, conn.cursor(pymysql.cursors.SSCursor) as cursor:
             cursor.execute("SELECT 1 UNION ALL SELECT 2 UNION ALL SELECT 3")
             assert [cursor.fetchone() for _ in range(read)] == [(1,), (2,), (3,)][:read]
@@ -702,7 +702,7 @@ class TestStatements:
         pool.putconn(conn)
 
 
-#: Each answers first and goes on then: what is known after the first answer is not what is true at the end.
+#: Each procedure answers first and continues then: the state after the first answer is not the final state.
 PROCEDURES = {
     "writes": "SELECT 'begun'; INSERT INTO ledger (worker, thread, n) VALUES (44, 4, k);",
     "fails": "SELECT 'begun'; INSERT INTO ledger (worker, thread, n) VALUES (44, 4, k); SIGNAL SQLSTATE '45000';",
@@ -710,7 +710,7 @@ PROCEDURES = {
     "ends": "INSERT INTO ledger (worker, thread, n) VALUES (44, 4, k); SELECT 'begun'; COMMIT; SELECT 'ended';",
 }
 
-#: What an application does after a CALL, of which it has read the first result alone.
+#: The ways in which an application may continue after a CALL of which it has read only the first result.
 ENDINGS: dict[str, Callable[[Kit, Any], object]] = {
     "commit": lambda _, conn: conn.commit(),
     "commit twice": lambda _, conn: (conn.commit(), conn.commit()),
@@ -723,7 +723,7 @@ ENDINGS: dict[str, Callable[[Kit, Any], object]] = {
 
 
 def make_procedure(pair: Pair, signature: str, body: str) -> None:
-    """Make a procedure on blue, or make it again: MySQL has no OR REPLACE."""
+    """Create or replace a procedure on blue: MySQL has no OR REPLACE."""
     pair.blue.execute(f"DROP PROCEDURE IF EXISTS app.{signature.partition('(')[0]}")
     pair.blue.execute(f"CREATE PROCEDURE app.{signature} BEGIN {body} END")
 
@@ -739,7 +739,7 @@ class TestUnreadResults:
     @pytest.mark.parametrize("cursor_class", [pymysql.cursors.Cursor, pymysql.cursors.SSCursor])
     @pytest.mark.parametrize("ending", ENDINGS)
     @pytest.mark.parametrize("procedure", PROCEDURES)
-    def test_what_becomes_of_a_transaction_is_what_pymysql_alone_makes_of_it(
+    def test_a_transaction_with_a_procedure_ends_as_with_pymysql_alone(
         self, make_pool: MakePool, kit: Kit, pair: Pair, procedure: str, ending: str, cursor_class: Any
     ) -> None:
         def call(conn: Any, n: int) -> tuple[object, ...]:
@@ -758,7 +758,7 @@ class TestUnreadResults:
             pool.putconn(ours)
             assert errors[1] == errors[0]
             assert self.count(pair, n + 1) == self.count(pair, n)
-            # Nor is anything left to whoever has the connection next.
+            # The connection's next user finds no remains of it.
             with pool.connection() as conn:
                 kit.execute(conn, "SELECT 1")
             assert self.count(pair, n + 1) == self.count(pair, n)
@@ -770,14 +770,14 @@ class TestUnreadResults:
             self.begin_reading(conn, "writes", n, pymysql.cursors.Cursor)
         assert self.count(pair, n) == 1
 
-    def test_a_block_is_told_of_an_error_in_what_it_did_not_read(self, make_pool: MakePool, pair: Pair) -> None:
+    def test_a_block_gets_the_error_of_an_unread_result(self, make_pool: MakePool, pair: Pair) -> None:
         n = next(_keys)
         with pytest.raises(pymysql.err.MySQLError, match="1644"), make_pool().connection() as conn:
             self.begin_reading(conn, "fails", n, pymysql.cursors.Cursor)
         assert self.count(pair, n) == 0
 
     @pytest.mark.usefixtures("prepared")
-    def test_one_commit_is_sent_and_it_is_the_one_that_is_unknown(
+    def test_exactly_one_commit_is_sent_and_it_is_in_doubt(
         self, make_pool: MakePool, pair: Pair, cutter: CommitCutter
     ) -> None:
         n = next(_keys)
@@ -789,10 +789,10 @@ class TestUnreadResults:
     @pytest.mark.filterwarnings("ignore:Previous unbuffered result")
     @pytest.mark.usefixtures("prepared")
     @pytest.mark.parametrize("calls", [False, True])
-    def test_cut_before_the_commit_is_sent(
+    def test_a_cut_before_the_commit_is_in_doubt_only_for_procedures(
         self, make_pool: MakePool, kit: Kit, pair: Pair, work: Work, calls: bool
     ) -> None:
-        """A SELECT has certainly not committed anything; a procedure may have."""
+        """A SELECT certainly has not committed; a procedure may have."""
         many = (
             "WITH RECURSIVE g(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM g WHERE n < 900) "
             "SELECT repeat('x', 1000) FROM g a, g b"
@@ -816,7 +816,7 @@ class TestUnreadResults:
         assert work.rows(pair) == 0
 
     @pytest.mark.parametrize("autocommit", [False, True])
-    def test_what_a_refused_procedure_has_begun_is_not_committed(
+    def test_the_work_of_a_refused_procedure_is_not_committed(
         self, deployment: Deployment, make_pool: MakePool, pair: Pair, kit: Kit, autocommit: bool
     ) -> None:
         n = next(_keys)
@@ -847,9 +847,9 @@ class TestUnreadResults:
         assert self.count(pair, n) == 0
 
     def begin_reading(self, conn: Any, procedure: str, n: int, cursor_class: Any) -> None:
-        """Call it, and read its first row."""
+        """Call the procedure, and read its first row."""
         cursor = conn.cursor(cursor_class)
-        _kept.append(cursor)  # or the end of an SSCursor reads the rest
+        _kept.append(cursor)  # because the end of an SSCursor reads the rest
         cursor.execute(f"CALL {procedure}({n})")
         assert cursor.fetchone() == ("begun",)
 
@@ -862,7 +862,7 @@ _kept: list[object] = []
 
 
 def _error_of(function: Callable[[], object]) -> object:
-    """The number of the error that *function* raises; None if it raises none."""
+    """Return the number of the error that *function* raises; None if it raises none."""
     try:
         function()
     except pymysql.err.MySQLError as error:
@@ -883,7 +883,7 @@ class TestUnits:
         assert (work.calls, work.rows(pair)) == (1, int(when == "after"))
 
     @pytest.mark.usefixtures("deployment")
-    def test_what_ends_the_transaction_in_sql_or_by_ddl_is_refused(self, make_pool: MakePool, kit: Kit) -> None:
+    def test_ending_the_transaction_in_sql_or_by_ddl_is_refused(self, make_pool: MakePool, kit: Kit) -> None:
         pool = make_pool()
         for statement in ("COMMIT", "ROLLBACK", "BEGIN", "START TRANSACTION", "CREATE TEMPORARY TABLE x (n int)"):
             expected = (
@@ -909,7 +909,7 @@ class TestUnits:
 
 @pytest.mark.parametrize("in_transaction", [False, True])
 def test_no_statement_is_sent_twice(make_pool: MakePool, pair: Pair, work: Work, in_transaction: bool) -> None:
-    """As DBUtils alone does it: cut after the server has seen an INSERT, which it then sends on a new connection."""
+    """DBUtils does this by itself: after a cut behind an INSERT, it sends the INSERT again on a new connection."""
     address = pair.blue.address.rsplit(".", 1)[0] + ".98"
     key = ", ".join(map(str, work.key)).encode()
     with CommitCutter(address, pair.port, (pair.blue.address, pair.port), lambda data: key in data) as cutter:
@@ -934,11 +934,13 @@ def test_no_statement_is_sent_twice(make_pool: MakePool, pair: Pair, work: Work,
             theirs.close()
         finally:
             pair.hosts.set(pair.names.blue.primary, pair.blue.address)
-    assert work.rows(pair) == (1 if in_transaction else 3), "the peer's one row is there, twice where each commits"
+    assert work.rows(pair) == (1 if in_transaction else 3), (
+        "the other client's row is there, twice if each statement commits"
+    )
 
 
 def test_every_wait_of_a_connection_ends(pair: Pair) -> None:
-    """A host that takes the connection and says nothing."""
+    """The host accepts the connection and sends nothing."""
     pair.blue.freeze()
     try:
         began = time.monotonic()
@@ -964,7 +966,7 @@ def test_contexts_are_shared_until_a_certificate_is_renewed(tmp_path: Any) -> No
 
 
 class TestUnitsOfProcedures:
-    """What a procedure has done is known when its last result was read, and what it has committed stays."""
+    """The effects of a procedure are known when its last result was read, and its own commits stay."""
 
     @pytest.fixture
     def cutter(self, pair: Pair) -> Iterator[CommitCutter]:
@@ -986,7 +988,7 @@ class TestUnitsOfProcedures:
 
     @pytest.mark.usefixtures("prepared")
     @pytest.mark.parametrize("swallowed", [False, True])
-    def test_one_that_commits_is_not_called_again(
+    def test_a_procedure_that_commits_is_not_called_again(
         self, make_pool: MakePool, pair: Pair, cutter: CommitCutter, swallowed: bool
     ) -> None:
         calls: list[int] = []
@@ -1005,10 +1007,10 @@ class TestUnitsOfProcedures:
 
     @pytest.mark.usefixtures("prepared")
     @pytest.mark.parametrize("swallowed", [False, True])
-    def test_nor_is_one_called_again_before_which_the_unit_had_only_read(
+    def test_a_procedure_that_commits_after_reads_is_not_called_again(
         self, make_pool: MakePool, pair: Pair, cutter: CommitCutter, swallowed: bool
     ) -> None:
-        """What an attempt has not written says nothing of the next one."""
+        """The reads of one attempt do not tell what the next attempt writes."""
         pair.blue.execute(receipts.DDL.split(";")[0].format(table="app.bgpool_receipts"))
         pair.blue.execute("GRANT ALL ON app.bgpool_receipts TO app@'%'")
         calls: list[int] = []
@@ -1032,7 +1034,7 @@ class TestUnitsOfProcedures:
         assert pair.blue.execute(f"SELECT count(*) FROM app.ledger WHERE worker = 45 AND n = {key}") == [(1,)]
 
     @pytest.mark.usefixtures("prepared")
-    def test_nor_are_several_statements_of_which_one_commits(self, make_pool: MakePool, pair: Pair) -> None:
+    def test_several_statements_with_a_commit_are_not_run_again(self, make_pool: MakePool, pair: Pair) -> None:
         calls: list[int] = []
 
         def work(conn: MysqlConnection) -> None:
@@ -1049,9 +1051,9 @@ class TestUnitsOfProcedures:
         assert len(calls) == 1
 
     @pytest.mark.usefixtures("prepared")
-    def test_one_that_rolls_back_behind_an_unread_result_is_no_success(self, make_pool: MakePool) -> None:
+    def test_a_rollback_behind_an_unread_result_is_no_success(self, make_pool: MakePool) -> None:
         def work(conn: MysqlConnection) -> None:
-            # So that the first result, too, says that a transaction is open.
+            # So that the first result, too, shows that a transaction is open.
             conn.cursor().execute("INSERT INTO ledger (worker, thread, n) VALUES (45, 4, 31)")
             conn.cursor().execute("CALL rolls_back()")
 
@@ -1060,14 +1062,14 @@ class TestUnitsOfProcedures:
 
 
 class TestInterruptedStatements:
-    """An answer that nobody has waited for is never taken for that to another statement."""
+    """An answer that was not awaited is never taken for the answer to another statement."""
 
     class TimeIsUp(BaseException):
-        """As gevent's and Celery's."""
+        """Like the timeouts of gevent and Celery."""
 
     @pytest.fixture
     def interrupted(self, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, MysqlConnection]:
-        """A pool, and a connection of it on which a statement was sent and its answer not read."""
+        """A pool, and a connection on which a statement was sent and its answer not read."""
 
         def interrupt(*_: object, **__: object) -> None:
             raise self.TimeIsUp
@@ -1081,7 +1083,7 @@ class TestInterruptedStatements:
         return pool, conn
 
     @pytest.mark.usefixtures("deployment")
-    def test_it_is_not_kept(self, interrupted: tuple[Any, MysqlConnection]) -> None:
+    def test_an_interrupted_connection_is_not_kept(self, interrupted: tuple[Any, MysqlConnection]) -> None:
         pool, conn = interrupted
         pool.putconn(conn)
         with pool.connection() as fresh, fresh.cursor() as cursor:
@@ -1091,7 +1093,7 @@ class TestInterruptedStatements:
                 assert cursor.fetchall() == ((number,),)
 
     @pytest.mark.usefixtures("deployment")
-    def test_nor_used(self, interrupted: tuple[Any, MysqlConnection]) -> None:
+    def test_an_interrupted_connection_is_not_used(self, interrupted: tuple[Any, MysqlConnection]) -> None:
         pool, conn = interrupted
         with pytest.raises(pymysql.err.InterfaceError):
             conn.cursor().execute("SELECT 2")
@@ -1120,7 +1122,7 @@ def test_of_two_threads_that_close_a_connection_neither_fails(
     closing = pymysql.connections.Connection.close
 
     def meanwhile(self: Any) -> None:
-        closing(self)  # what another thread does just then
+        closing(self)  # by another thread at the same moment
         closing(self)
 
     conn = pool.getconn()
@@ -1131,7 +1133,7 @@ def test_of_two_threads_that_close_a_connection_neither_fails(
         after.ping()
 
 
-def test_the_rest_of_an_answer_is_nobody_elses(make_pool: MakePool) -> None:
+def test_the_rest_of_an_answer_is_not_read_by_another_statement(make_pool: MakePool) -> None:
     def interrupted(_value: object) -> None:
         raise KeyboardInterrupt
 

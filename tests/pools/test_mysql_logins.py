@@ -1,4 +1,4 @@
-"""MySQL logins that take a package or the server's cache: said while they work, an OperationalError when they do not.
+"""MySQL logins that need a package or the server's cache: they warn while they work, else raise OperationalError.
 
 The server is a fake: it offers a plugin and is warm (it has the password in its cache) or cold.
 """
@@ -34,8 +34,8 @@ class Server:
     Attributes:
         default: The plugin of its greeting.
         account: The plugin of every account.
-        warm: Whether it has the password in its cache.
-        without_password: Whether accounts have none.
+        warm: True if it has the password in its cache.
+        without_password: True if accounts have no password.
     """
 
     def __init__(self) -> None:
@@ -55,8 +55,8 @@ class Server:
         )
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # closed before
-            self._listener.shutdown(socket.SHUT_RDWR)  # without this the call of accept() would take one more
+        with contextlib.suppress(OSError):  # already closed
+            self._listener.shutdown(socket.SHUT_RDWR)  # otherwise accept() would return once more
         self._listener.close()
 
     def _accept(self) -> None:
@@ -109,7 +109,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def without_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As after ``pip install bgpool``."""
+    """Hide the packages, as after ``pip install bgpool``."""
     for name in ("cryptography", "nacl"):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr(_auth, "_have_cryptography", False)
@@ -124,7 +124,7 @@ def test_a_pool_warns_once_while_its_logins_still_work(
         first, second = pool.getconn(), pool.getconn()
         pool.putconn(first)
         pool.putconn(second)
-    # Pools of other tests may open connections meanwhile.
+    # Pools of other tests may open connections at the same time.
     records = [record for record in caplog.records if "'cached'" in record.getMessage()]
     (record,) = [record for record in records if vars(record).get("event") == "login_depends_on_cache"]
     assert (record.name, record.levelno) == ("bgpool.pool", logging.WARNING)
@@ -169,7 +169,7 @@ def test_a_missing_package_is_an_error_of_the_driver(account: bytes, remedy: str
         (CACHING, CACHING, "", False),
     ],
 )
-def test_what_the_account_takes_counts_not_what_the_server_offers(
+def test_the_accounts_plugin_counts_not_the_servers_default(
     default: bytes, account: bytes, password: str, warns: bool, server: Server
 ) -> None:
     server.default, server.account, server.without_password = default, account, not password
@@ -188,7 +188,7 @@ def test_with_the_package_nothing_depends_on_the_cache(server: Server) -> None:
 
 @pytest.fixture
 def encryptions(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
-    """What was encrypted with an RSA key by a process that never did so before."""
+    """The data that is encrypted with an RSA key, in a process that has never done this before."""
     found: list[bytes] = []
     monkeypatch.setattr(_auth, "sha2_rsa_encrypt", lambda password, *_: found.append(password))
     rehearse.cache_clear()
@@ -199,22 +199,22 @@ def encryptions(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
 @pytest.mark.parametrize(
     ("account", "password", "times"), [(CACHING, "s3cret", 1), (CACHING, "", 0), (NATIVE, "s3cret", 0)]
 )
-def test_a_login_by_the_cache_rehearses_the_one_without_it(
+def test_a_login_by_the_cache_rehearses_the_encryption(
     account: bytes, password: str, times: int, server: Server, encryptions: list[bytes]
 ) -> None:
     server.account, server.without_password = account, not password
     for _ in range(2):
         server.connect(password)
-    assert encryptions == [b""] * times, "nothing of the password"
+    assert encryptions == [b""] * times, "the password itself was encrypted"
 
 
-def test_a_pool_rehearses_whatever_its_account_may_be(server: Server, tmp_path: Path, encryptions: list[bytes]) -> None:
+def test_a_pool_rehearses_for_every_kind_of_account(server: Server, tmp_path: Path, encryptions: list[bytes]) -> None:
     server.account = NATIVE
     with bgpool.get_pool(server.dsn, "early", min_size=1, timeout=30, bg_run_dir=tmp_path / "run") as pool:
         pool.putconn(pool.getconn())
     assert encryptions == [b""]
 
 
-def test_the_key_of_the_rehearsal_is_one() -> None:
+def test_the_key_of_the_rehearsal_is_valid() -> None:
     pytest.importorskip("cryptography")
     assert len(_auth.sha2_rsa_encrypt(b"", bytes(20), _ANY_KEY)) == 256

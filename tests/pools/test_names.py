@@ -1,4 +1,4 @@
-"""Names that have to be proved: which ones are tried, with which password, and what is remembered."""
+"""Names that must match a certificate or a token: the order in which they are tried, their passwords, their memory."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ MakePool = Callable[..., PostgresPool]
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Pair]:
-    """Servers with certificates and tokens; green's are for its green name unless a test says otherwise."""
+    """Servers with certificates and tokens; green's are for its green name unless a test changes this."""
     with Pair(iam=True) as pair:
         ledger.create(pair)
         yield pair
 
 
 class Asked:
-    """The password callable, and whom it was asked about."""
+    """A password callable that records the names it is called for."""
 
     def __init__(self, pair: Pair) -> None:
         self._tokens = pair.tokens
@@ -70,7 +70,9 @@ def test_green_is_tried_under_its_green_name_first(
     assert asked.names == [pair.names.green.primary]
 
 
-def test_what_worked_is_remembered(make_pool: MakePool, pair: Pair, deployment: Deployment, asked: Asked) -> None:
+def test_a_name_that_worked_is_remembered(
+    make_pool: MakePool, pair: Pair, deployment: Deployment, asked: Asked
+) -> None:
     green, blue = pair.names.green.primary, pair.names.blue.primary
     pair.certify("green", pair.names.promoted)
     pair.accept_tokens("green", pair.names.promoted)
@@ -89,7 +91,7 @@ def test_what_worked_is_remembered(make_pool: MakePool, pair: Pair, deployment: 
         pair.accept_tokens("green", pair.names.green)
 
 
-def test_the_monitor_tells_every_worker_which_name_is_right(
+def test_every_worker_uses_the_name_that_the_monitor_publishes(
     make_pool: MakePool, pair: Pair, deployment: Deployment, asked: Asked
 ) -> None:
     green, blue = pair.names.green.primary, pair.names.blue.primary
@@ -97,11 +99,11 @@ def test_the_monitor_tells_every_worker_which_name_is_right(
     deployment.tell(CertificateRenewed(now(), green))
     with make_pool(password=asked, max_size=1).connection():
         pass
-    # It was not right after all: the other name is tried all the same.
+    # The hint was wrong: the other name is still tried.
     assert asked.names == [blue, green]
 
 
-def test_a_wrong_certificate_alone_is_enough_to_go_on_to_the_next_name(
+def test_a_wrong_certificate_leads_to_the_next_name(
     make_pool: MakePool, pair: Pair, deployment: Deployment, asked: Asked
 ) -> None:
     pair.certify("green", pair.names.promoted)
@@ -115,7 +117,7 @@ def test_a_wrong_certificate_alone_is_enough_to_go_on_to_the_next_name(
         pair.accept_tokens("green", pair.names.green)
 
 
-def test_a_callable_that_does_not_know_one_name_is_asked_for_the_next(
+def test_a_callable_that_fails_for_one_name_is_called_for_the_next(
     make_pool: MakePool, pair: Pair, deployment: Deployment, asked: Asked
 ) -> None:
     green, blue = pair.names.green.primary, pair.names.blue.primary
@@ -137,13 +139,13 @@ def test_a_callable_that_does_not_know_one_name_is_asked_for_the_next(
 
 
 @pytest.mark.usefixtures("deployment")
-def test_a_callable_that_fails_is_named_and_not_quoted(
+def test_a_failed_callable_is_named_without_its_error_text(
     make_pool: MakePool, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     def fails(*_: object) -> str:
         raise RuntimeError("s3cret")
 
-    # What was logged of a pool is not logged again soon, and its kit's other forms have the same name.
+    # A pool's log line is not soon repeated, and the pools of the kit's other forms have the same name.
     pool = make_pool(password=fails, timeout=0.5, max_size=1, name=str(tmp_path))
     with caplog.at_level(logging.WARNING, logger="psycopg.pool"):
         with pytest.raises(psycopg.OperationalError):
@@ -184,7 +186,7 @@ def by_phase(phase: Phase) -> Snapshot:
 
 
 def read_later(found: Endpoint, phase: Phase) -> bool:
-    """Whether the alias was read in the background; waits for the end of it."""
+    """Return whether the alias was read in the background; wait until this has ended."""
     found._reader = None
     found.read_later(by_phase(phase))
     if found._reader is None:
@@ -202,14 +204,14 @@ def test_an_alias_is_read_again_while_there_is_a_deployment(
     assert found.name == RDS
     (tmp_path / "hosts").write_text(f"10.0.0.1 {OTHER} db.shop.example\n")
     found.read()
-    assert found.name == RDS, "read just now"
+    assert found.name == RDS, "the alias was read"
     monkeypatch.setattr(found, "_due_at", 0.0)
     assert not read_later(found, Phase.NOT_CREATED)
     assert caplog.text == ""
     assert read_later(found, Phase.CREATED)
     assert found.name == OTHER
     assert f"db.shop.example stands for {OTHER} now, and no longer for {RDS}" in caplog.text
-    # What cannot be read stands for what it stood for.
+    # An alias that cannot be read keeps its previous meaning.
     (tmp_path / "hosts").unlink()
     monkeypatch.setattr(found, "_due_at", 0.0)
     assert read_later(found, Phase.CREATED)
@@ -222,19 +224,19 @@ def test_a_repointed_alias_is_read_before_it_decides_anything(tmp_path: Path) ->
     found.read()
     assert found.decides_as(by_phase(Phase.CREATED)) == RDS
     (tmp_path / "hosts").write_text("10.0.0.1 db.shop.example\n")
-    assert found.decides_as(by_phase(Phase.PREPARATION)) == "", "by name, until it is read"
+    assert found.decides_as(by_phase(Phase.PREPARATION)) == "", "connects by name until the alias is read"
     assert read_later(found, Phase.PREPARATION)
     assert found.decides_as(by_phase(Phase.PREPARATION)) == ""
-    assert not read_later(found, Phase.PREPARATION), "once is enough"
-    assert not read_later(found, Phase.IN_PROGRESS), "names move now"
-    # Rolled back, pointed back, and prepared again.
+    assert not read_later(found, Phase.PREPARATION), "the alias is read once"
+    assert not read_later(found, Phase.IN_PROGRESS), "names change in this phase"
+    # The switchover was rolled back, the alias points to blue again, and a new switchover is prepared.
     (tmp_path / "hosts").write_text(f"10.0.0.1 {RDS} db.shop.example\n")
     read_later(found, Phase.CREATED)
     assert read_later(found, Phase.PREPARATION)
     assert found.decides_as(by_phase(Phase.PREPARATION)) == RDS
 
 
-def test_a_forked_child_reads_it_again(tmp_path: Path) -> None:
+def test_a_forked_child_reads_the_alias_again(tmp_path: Path) -> None:
     found = endpoint(tmp_path, "db.shop.example", f"10.0.0.1 {RDS} db.shop.example\n")
     found.read()
     (tmp_path / "hosts").write_text(f"10.0.0.1 {OTHER} db.shop.example\n")
@@ -243,7 +245,7 @@ def test_a_forked_child_reads_it_again(tmp_path: Path) -> None:
     assert found.name == OTHER
 
 
-def test_a_chain_that_cannot_be_read_is_said_once_and_tried_again(
+def test_an_unreadable_alias_is_logged_once_and_retried(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = endpoint(tmp_path, "db.shop.example", None)
@@ -253,20 +255,20 @@ def test_a_chain_that_cannot_be_read_is_said_once_and_tried_again(
     assert caplog.text.count("endpoint=") == 1
     assert "No such file" in caplog.text
     (tmp_path / "hosts").write_text(f"10.0.0.1 {RDS} db.shop.example\n")
-    assert not read_later(found, Phase.NOT_CREATED), "not before it is time"
+    assert not read_later(found, Phase.NOT_CREATED), "the interval has not passed"
     monkeypatch.setattr(found, "_due_at", 0.0)
     assert read_later(found, Phase.NOT_CREATED)
     assert found.name == RDS
 
 
-def test_a_hosts_file_that_is_no_text_is_said_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_hosts_file_that_is_no_text_is_logged_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     found = endpoint(tmp_path, "db.shop.example", None)
     (tmp_path / "hosts").write_bytes(b"10.0.0.1 \xff\xfe\n")
     found.read()
     assert caplog.text.count("endpoint=") == 1
 
 
-def test_nobody_is_let_through_while_the_alias_is_being_read(
+def test_callers_wait_while_the_alias_is_being_read(
     make_pool: MakePool, pair: Pair, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reading, go_on, waiting = threading.Event(), threading.Event(), threading.Event()

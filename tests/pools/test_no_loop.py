@@ -1,4 +1,4 @@
-"""An async pool outside of asyncio, in a thread without a loop or in trio, says so instead of anything else."""
+"""Outside of asyncio (in a thread without a loop, or in trio) an async pool raises a clear error."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ async def fn(_conn: object) -> None:
     ],
     ids=["open", "getconn", "connection", "run", "transactional", "close"],
 )
-def test_it_is_refused(call: Callable[[AsyncPool], Coroutine[Any, Any, Any]]) -> None:
+def test_every_call_is_refused(call: Callable[[AsyncPool], Coroutine[Any, Any, Any]]) -> None:
     pool = bgpool.get_async_pool("postgresql://app@127.0.0.1:9/app", bg_id="no-loop")
-    # As trio runs it, and asyncio.run does not.
+    # Like trio: the coroutine is run without asyncio.run.
     with pytest.raises(ConfigurationError, match="inside of a running event loop of asyncio"):
         call(pool).send(None)
     assert not pool.closed

@@ -1,4 +1,4 @@
-"""How long old blue is asked what became of a COMMIT, on a clock of the test's own."""
+"""The time for which old blue is queried for the outcome of a COMMIT, on the test's own clock."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UNIT_S = 50.0
 
 
 class Clock:
-    """Waits that take no time but their own."""
+    """A clock that advances only by the requested waits."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -36,7 +36,7 @@ def clock() -> Clock:
 
 
 def asked(clock: Any, answer: Callable[[float], Outcome], unit_s: float = UNIT_S) -> Outcome:
-    """What becomes of asking, where *answer* is given the seconds that one question may take."""
+    """Return the outcome if *answer* replies to each query, with the seconds that the query may take."""
 
     async def ask(seconds: float) -> Outcome:
         return answer(seconds)
@@ -45,8 +45,8 @@ def asked(clock: Any, answer: Callable[[float], Outcome], unit_s: float = UNIT_S
 
 
 @pytest.mark.parametrize("shut_s", [0.0, 14.9], ids=["at once", "shut at first"])
-def test_a_server_that_is_gone_is_not_tried_for_longer_than_said(clock: Clock, shut_s: float) -> None:
-    """The network of a server that was deleted takes packets and says nothing: each connect lasts its time limit."""
+def test_a_server_that_is_gone_is_queried_for_a_limited_time(clock: Clock, shut_s: float) -> None:
+    """The network of a deleted server drops packets silently: each connect lasts its whole time limit."""
 
     def answer(seconds: float) -> Outcome:
         if clock.now_s < shut_s:
@@ -59,7 +59,7 @@ def test_a_server_that_is_gone_is_not_tried_for_longer_than_said(clock: Clock, s
     assert clock.now_s == pytest.approx(OLD_BLUE_S, abs=0.5)
 
 
-def test_a_unit_s_own_time_ends_it_sooner(clock: Clock) -> None:
+def test_the_units_deadline_ends_the_queries_earlier(clock: Clock) -> None:
     def answer(seconds: float) -> Outcome:
         clock.now_s += min(CONNECT_TIMEOUT_S, seconds)
         raise psycopg.errors.ConnectionTimeout("connection timeout expired")
@@ -68,7 +68,7 @@ def test_a_unit_s_own_time_ends_it_sooner(clock: Clock) -> None:
     assert clock.now_s == pytest.approx(3.0, abs=0.1)
 
 
-def test_a_server_that_shuts_again_while_it_is_at_the_commit_has_its_time_anew(clock: Clock) -> None:
+def test_a_server_that_shuts_down_again_gets_its_full_time(clock: Clock) -> None:
     def answer(seconds: float) -> Outcome:
         assert seconds > 0
         clock.now_s += 0.001

@@ -1,4 +1,4 @@
-"""What is decided for tasks is decided by the functions that decide it for threads: no copy of one comes between."""
+"""All decisions for tasks are made by the functions that decide for threads: none of these is duplicated."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bgpool.pools.postgres.connector import PostgresConnector
 from bgpool.pools.postgres.pool import PostgresPool
 from bgpool.pools.postgres.recipe import PostgresRecipe
 
-#: What a form for tasks has of its own: it waits, or says in which loop. All else is found in what both inherit.
+#: The own attributes of each class for tasks: they wait, or refer to the loop. All others are inherited by both forms.
 OWN: dict[type[Any], set[str]] = {
     LoopSource: {
         "_reset", "_waits_of", "_here", "_generations_by_loop", "_bury_closed", "tick", "_count_connections", "open",
@@ -45,19 +45,19 @@ BOTH = [
     (AsyncPostgresRecipe, PostgresRecipe),
     (AsyncAware, BlockingAware),
 ]
-#: What every class has.
+#: The attributes of every class.
 _PYTHONS = {"__module__", "__doc__", "__annotations__", "__abstractmethods__", "_abc_impl", "__parameters__",
             "__orig_bases__", "__firstlineno__", "__static_attributes__", "__annotate_func__", "__annotate__",
             "__annotations_cache__"}  # fmt: skip
 
 
 @pytest.mark.parametrize("form", OWN, ids=lambda form: form.__name__)
-def test_a_form_for_tasks_has_nothing_of_its_own_but_its_waits(form: type[Any]) -> None:
+def test_a_form_for_tasks_defines_only_its_waits(form: type[Any]) -> None:
     assert set(vars(form)) - _PYTHONS == OWN[form]
 
 
 @pytest.mark.parametrize(("tasks", "threads"), BOTH, ids=lambda form: form.__name__)
-def test_all_else_it_inherits_from_where_the_form_for_threads_does(tasks: type[Any], threads: type[Any]) -> None:
+def test_all_other_attributes_are_inherited_by_both_forms(tasks: type[Any], threads: type[Any]) -> None:
     assert {each for each in tasks.__mro__ if each not in threads.__mro__} <= set(OWN)
 
 
@@ -76,13 +76,13 @@ def test_all_else_it_inherits_from_where_the_form_for_threads_does(tasks: type[A
         ),
     ],
 )
-def test_what_decides_is_inherited(form: type[Any], names: tuple[str, ...]) -> None:
+def test_decisions_are_inherited(form: type[Any], names: tuple[str, ...]) -> None:
     threads = next(other for one, other in BOTH if one is form)
     for name in names:
         assert getattr(form, name) is getattr(threads, name), name
 
 
-def test_neither_gate_nor_generation_nor_succession_has_a_form_for_tasks() -> None:
+def test_gate_generation_and_generations_have_no_form_for_tasks() -> None:
     for kind in (Gate, Generation, Generations):
         assert [each.__name__ for each in kind.__subclasses__()] == []
     assert AsyncPool._unit_class is PostgresPool._unit_class

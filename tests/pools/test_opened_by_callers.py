@@ -1,4 +1,4 @@
-"""After a release a caller opens the first connection itself; what it does not bring to an end a thread takes up."""
+"""After a release a caller opens the first connection itself; a thread continues what the caller does not complete."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAME = "opened-by-callers"
 
 
 class Connection:
-    """What psycopg_pool has to do with one that nobody returns."""
+    """A connection with the parts that psycopg_pool needs for one that is never returned."""
 
     _pool: Any = None
 
@@ -27,7 +27,7 @@ class Connection:
 
 
 class Connector(Connecting):
-    """Connects, in place of a generation."""
+    """Connects in place of a generation."""
 
     KIND = Connection
 
@@ -61,7 +61,7 @@ def interrupt() -> None:
     raise KeyboardInterrupt
 
 
-def test_the_caller_opens_it_and_no_thread_is_started(opened: Open) -> None:
+def test_the_caller_opens_the_connection_without_a_thread(opened: Open) -> None:
     connector = Connector()
     pool = opened(connector, min_size=1, max_size=1)
     assert not connector.by
@@ -71,7 +71,7 @@ def test_the_caller_opens_it_and_no_thread_is_started(opened: Open) -> None:
     assert not threads()
 
 
-def test_the_others_are_opened_by_threads_once_the_first_is_there(opened: Open) -> None:
+def test_threads_open_the_others_after_the_first_connection(opened: Open) -> None:
     connector = Connector()
     pool = opened(connector, min_size=3, max_size=3)
     pool.fetch(10.0, 1)
@@ -80,7 +80,7 @@ def test_the_others_are_opened_by_threads_once_the_first_is_there(opened: Open) 
     assert all(name.startswith(NAME) for name in connector.by[1:])
 
 
-def test_a_thread_goes_on_where_the_caller_has_failed(opened: Open) -> None:
+def test_a_thread_continues_after_a_callers_failure(opened: Open) -> None:
     connector = Connector(refuse)
     pool = opened(connector, min_size=1, max_size=1)
     assert pool.fetch(10.0, 1)
@@ -88,7 +88,7 @@ def test_a_thread_goes_on_where_the_caller_has_failed(opened: Open) -> None:
     assert pool.failure == ""
 
 
-def test_an_interrupt_is_the_callers_and_a_thread_goes_on(opened: Open) -> None:
+def test_the_caller_gets_the_interrupt_and_a_thread_continues(opened: Open) -> None:
     connector = Connector(interrupt)
     pool = opened(connector, min_size=1, max_size=1)
     with pytest.raises(KeyboardInterrupt):
@@ -96,7 +96,7 @@ def test_an_interrupt_is_the_callers_and_a_thread_goes_on(opened: Open) -> None:
     assert pool.getconn(10.0)
 
 
-def test_no_more_callers_connect_than_may(opened: Open) -> None:
+def test_the_number_of_connecting_callers_is_limited(opened: Open) -> None:
     let_go = threading.Event()
     connector = Connector(lambda: let_go.wait(10.0))
     pool = opened(connector, min_size=2, max_size=2)
@@ -105,14 +105,14 @@ def test_no_more_callers_connect_than_may(opened: Open) -> None:
     wait_until(lambda: connector.by)
     with pytest.raises(PoolTimeout):
         pool.fetch(0.05, 1)
-    assert len(connector.by) == 1, "what is missing follows the first"
+    assert len(connector.by) == 1, "the others follow the first connection"
     let_go.set()
     first.join(10.0)
     assert pool.getconn(10.0)
 
 
 @pytest.mark.parametrize("way", ["begin", "getconn"])
-def test_it_is_opened_where_no_caller_does(opened: Open, way: str) -> None:
+def test_a_thread_opens_the_connection_without_a_caller(opened: Open, way: str) -> None:
     connector = Connector()
     pool = opened(connector, min_size=1, max_size=1)
     if way == "begin":
@@ -121,8 +121,8 @@ def test_it_is_opened_where_no_caller_does(opened: Open, way: str) -> None:
     assert connector.by[0].startswith(NAME)
 
 
-def test_to_open_it_again_changes_nothing(opened: Open) -> None:
-    """Each caller who is let go does, until one has noted that it is open."""
+def test_opening_again_has_no_effect(opened: Open) -> None:
+    """Each released caller requests it, until one of them has noted that it is open."""
     connector = Connector()
     pool = opened(connector, min_size=2, max_size=2)
     pool.open_lazily()
@@ -133,12 +133,12 @@ def test_to_open_it_again_changes_nothing(opened: Open) -> None:
     assert all(name.startswith(NAME) for name in connector.by)
 
 
-def test_it_grows_for_a_caller_where_it_has_none(opened: Open) -> None:
+def test_an_empty_pool_grows_for_a_caller(opened: Open) -> None:
     pool = opened(Connector(), min_size=0, max_size=1)
     assert pool.fetch(10.0, 1)
 
 
-def test_closed_before_anything_was_begun_it_leaves_no_thread(opened: Open) -> None:
+def test_a_pool_closed_at_once_leaves_no_thread(opened: Open) -> None:
     pool = opened(Connector(), min_size=2, max_size=2)
     pool.close(1.0)
     pool.begin()

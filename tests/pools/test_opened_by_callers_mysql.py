@@ -1,4 +1,4 @@
-"""After a release a caller opens a MySQL store's first connection itself, and in its own time."""
+"""After a release a caller opens a MySQL store's first connection itself, within its own time limit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ENGINES = (Engine.MYSQL,)
 
 
 class Connection:
-    """What a store has to do with one."""
+    """A connection with the parts that a store needs."""
 
     bgpool_is_open = True
     bgpool_in_transaction = False
@@ -44,7 +44,7 @@ class Connection:
 
 
 class Connector(Connecting):
-    """Connects, in place of a generation."""
+    """Connects in place of a generation."""
 
     KIND = Connection
 
@@ -79,7 +79,7 @@ def interrupt() -> None:
     raise KeyboardInterrupt
 
 
-def test_the_caller_opens_it_and_no_thread_is_started_before_it_is_back(opened: Open) -> None:
+def test_the_caller_opens_the_connection_before_any_thread_starts(opened: Open) -> None:
     connector = Connector()
     store = opened(connector, min_size=1, max_size=1)
     assert not connector.by
@@ -92,7 +92,7 @@ def test_the_caller_opens_it_and_no_thread_is_started_before_it_is_back(opened: 
     assert store.fetch(10.0, 1) is connection
 
 
-def test_the_others_are_opened_by_threads_once_the_first_is_there(opened: Open) -> None:
+def test_threads_open_the_others_after_the_first_connection(opened: Open) -> None:
     connector = Connector()
     store = opened(connector, min_size=3, max_size=3)
     store.fetch(10.0, 1)
@@ -100,7 +100,7 @@ def test_the_others_are_opened_by_threads_once_the_first_is_there(opened: Open) 
     assert connector.by == [ME, "bgpool-open-by-callers", "bgpool-open-by-callers"]
 
 
-def test_a_thread_goes_on_where_the_caller_has_failed(opened: Open) -> None:
+def test_a_thread_continues_after_a_callers_failure(opened: Open) -> None:
     connector = Connector(refuse)
     store = opened(connector, min_size=1, max_size=1)
     lent = store.fetch(10.0, 1)
@@ -110,13 +110,13 @@ def test_a_thread_goes_on_where_the_caller_has_failed(opened: Open) -> None:
     assert store.get_stats()["pool_size"] == 1, f"{lent} is there"
 
 
-def test_without_a_least_size_too(opened: Open) -> None:
+def test_a_thread_continues_after_a_callers_failure_with_min_size_0(opened: Open) -> None:
     store = opened(Connector(refuse), min_size=0, max_size=1)
     lent = store.fetch(10.0, 1)
     assert store.get_stats()["pool_size"] == 1, f"{lent} is there"
 
 
-def test_an_interrupt_is_the_callers_and_a_thread_goes_on(opened: Open) -> None:
+def test_the_caller_gets_the_interrupt_and_a_thread_continues(opened: Open) -> None:
     store = opened(Connector(interrupt), min_size=1, max_size=1)
     with pytest.raises(KeyboardInterrupt):
         store.fetch(10.0, 1)
@@ -124,7 +124,7 @@ def test_an_interrupt_is_the_callers_and_a_thread_goes_on(opened: Open) -> None:
     assert store.get_stats()["pool_size"] == 1, f"{lent} is there"
 
 
-def test_no_more_callers_connect_than_may(opened: Open) -> None:
+def test_the_number_of_connecting_callers_is_limited(opened: Open) -> None:
     let_go = threading.Event()
     connector = Connector(lambda: let_go.wait(10.0), lambda: let_go.wait(10.0))
     store = opened(connector, min_size=1, max_size=1)
@@ -138,13 +138,13 @@ def test_no_more_callers_connect_than_may(opened: Open) -> None:
     first.join(10.0)
 
 
-def test_what_a_user_does_to_new_connections_is_done_by_threads(opened: Open) -> None:
+def test_a_users_hooks_for_new_connections_run_in_threads(opened: Open) -> None:
     assert not opened(Connector(), min_size=1, configure=lambda _: None).opened_by_callers
     assert opened(Connector(), min_size=1).opened_by_callers
 
 
 @pytest.mark.parametrize("greets", [False, True])
-def test_a_server_that_says_nothing_more_is_given_up_in_time(greets: bool) -> None:
+def test_a_server_that_stops_answering_is_abandoned_in_time(greets: bool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
 
@@ -171,7 +171,7 @@ def test_a_server_that_says_nothing_more_is_given_up_in_time(greets: bool) -> No
 
 
 @pytest.mark.lab
-def test_at_a_release_it_is_the_caller(
+def test_at_a_release_the_caller_opens_the_connection(
     deployment: Deployment, make_pool: Callable[..., MysqlPool], pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     by: list[str] = []
@@ -191,7 +191,7 @@ def test_at_a_release_it_is_the_caller(
     def use() -> None:
         with pool.connection() as connection:
             assert connection.peer == pair.green.address
-            # All that was for the handshake alone is gone.
+            # The attributes for the handshake alone are removed.
             assert not {"_read_packet", "_write_bytes"} & vars(connection).keys()
             with connection.cursor() as cursor:
                 cursor.execute("SELECT 1")

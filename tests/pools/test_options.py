@@ -1,4 +1,4 @@
-"""What get_pool refuses: a driver would, too, but at the first checkout, or never."""
+"""Options that get_pool refuses; a driver would refuse them only at the first checkout, or never."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ MYSQL = "mysql://app:s3cret@127.0.0.1:1/app"
 
 
 async def awaited(_conn: object) -> None:
-    """What an async pool may call."""
+    """Return at once; an async function that an async pool may call."""
 
 
-#: Values of other types, and out of their domain.
+#: Values of wrong types, and values out of range.
 WRONG: dict[str, tuple[object, ...]] = {
     "min_size": ("1", 1.5, True, None, -1),
     "max_size": ("1", 1.5, True, 0),
@@ -78,7 +78,7 @@ def test_an_async_pool_takes_functions_of_both_kinds(name: str) -> None:
 
 
 @pytest.mark.parametrize("dsn", [b"postgresql://h/db", 1, None, ["x"], {"host": "h"}])
-def test_a_dsn_is_text(dsn: Any) -> None:
+def test_a_dsn_that_is_no_text_is_refused(dsn: Any) -> None:
     with pytest.raises(bgpool.ConfigurationError, match=f"not {type(dsn).__name__}"):
         bgpool.get_pool(dsn)
 
@@ -94,7 +94,7 @@ def test_a_dsn_is_text(dsn: Any) -> None:
         ("bg_receipts=always", "bg_receipts='always' needs a table.*bg_receipts_table"),
     ],
 )
-def test_what_a_url_asks_for_is_named(query: str, text: str) -> None:
+def test_unsupported_parts_of_a_url_are_named(query: str, text: str) -> None:
     with pytest.raises(bgpool.ConfigurationError, match=text):
         bgpool.get_pool(f"{POSTGRES}?{query}")
 
@@ -104,14 +104,14 @@ def test_a_pools_option_in_a_mysql_url_is_a_keyword() -> None:
         bgpool.get_pool(f"{MYSQL}?max_size=5")
 
 
-def test_what_may_be_part_of_a_password_is_not_named() -> None:
+def test_possible_parts_of_a_password_are_not_named() -> None:
     for dsn in ("postgresql://app:top?s3cret=1", "postgresql://app:top/x?s3cret=1&y=@db/app"):
         with pytest.raises(bgpool.ConfigurationError, match="cannot be read") as caught:
             bgpool.get_pool(dsn)
         assert "s3cret" not in str(caught.value)
 
 
-def test_every_value_that_makes_sense_is_taken() -> None:
+def test_every_valid_value_is_accepted() -> None:
     class Own(psycopg.Connection[Any]):
         @classmethod
         def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:
@@ -133,7 +133,7 @@ def test_every_value_that_makes_sense_is_taken() -> None:
 def test_libpq_looks_at_values_and_connects_nowhere(monkeypatch: pytest.MonkeyPatch, capfd: Any, tmp_path: Any) -> None:
     secrets = tmp_path / "pgpass"
     secrets.write_text("*:*:*:*:s3cret\n")
-    secrets.chmod(0o644)  # libpq would complain of it on standard error
+    secrets.chmod(0o644)  # libpq would print a warning on standard error
     monkeypatch.setenv("PGPASSFILE", str(secrets))
     monkeypatch.setenv("PGHOSTADDR", "192.0.2.1")
     bgpool.get_pool("postgresql://db.example.com/app", bg_id="options").close()
@@ -151,7 +151,7 @@ def test_every_option_of_the_drivers_has_a_check() -> None:
 
 class Awaited:
     async def __call__(self, _given: object) -> None:
-        """As a coroutine function."""
+        """Return at once, as a coroutine function."""
 
 
 WRONG_TIMEOUTS: tuple[Any, ...] = (math.nan, math.inf, "1", True, [])
@@ -159,7 +159,7 @@ WRONG_TIMEOUTS: tuple[Any, ...] = (math.nan, math.inf, "1", True, [])
 
 @pytest.mark.parametrize("timeout", WRONG_TIMEOUTS)
 @pytest.mark.parametrize("dsn", [POSTGRES, MYSQL])
-def test_the_timeout_of_a_call_is_a_number_of_seconds(dsn: str, timeout: Any) -> None:
+def test_an_invalid_timeout_of_a_call_is_refused(dsn: str, timeout: Any) -> None:
     pool, connector = bgpool.get_pool(dsn), bgpool.get_connector(dsn)
     calls: tuple[Any, ...] = (
         lambda: pool.getconn(timeout),
@@ -176,7 +176,7 @@ def test_the_timeout_of_a_call_is_a_number_of_seconds(dsn: str, timeout: Any) ->
 
 
 @pytest.mark.parametrize("timeout", WRONG_TIMEOUTS)
-def test_the_timeout_of_a_call_of_an_async_pool_is_one_as_well(timeout: Any) -> None:
+def test_an_invalid_timeout_of_an_async_call_is_refused(timeout: Any) -> None:
     pool = bgpool.get_async_pool(POSTGRES)
 
     async def main() -> None:
@@ -194,8 +194,8 @@ def test_the_timeout_of_a_call_of_an_async_pool_is_one_as_well(timeout: Any) -> 
     assert not pool.closed
 
 
-def test_a_time_that_is_up_is_no_time_to_wait() -> None:
-    """Callers compute what is left of their time; a unit of work for which there is none is a mistake."""
+def test_a_negative_timeout_is_an_expired_one() -> None:
+    """Callers compute their remaining time, which may be negative; for a unit of work this is an error."""
     pool, async_pool = bgpool.get_pool(POSTGRES), bgpool.get_async_pool(POSTGRES)
     with pytest.raises(bgpool.PoolTimeout):
         pool.getconn(-0.1)
@@ -213,7 +213,7 @@ def test_a_time_that_is_up_is_no_time_to_wait() -> None:
     pool.close()
 
 
-def test_a_unit_is_a_function() -> None:
+def test_a_unit_that_is_no_function_is_refused() -> None:
     pool, async_pool = bgpool.get_pool(POSTGRES), bgpool.get_async_pool(POSTGRES)
     coroutine = awaited(None)
     for fn, shown in ((None, "None"), ("ALTER ROLE app PASSWORD 's3cret'", "str"), (coroutine, "coroutine")):
@@ -230,27 +230,27 @@ def test_a_unit_is_a_function() -> None:
 
 
 @pytest.mark.parametrize(("pool", "shown"), [(None, "None"), (POSTGRES, "str"), (awaited, "function")])
-def test_transactional_names_what_is_no_pool(pool: Any, shown: str) -> None:
+def test_transactional_refuses_and_names_an_object_that_is_no_pool(pool: Any, shown: str) -> None:
     with pytest.raises(bgpool.ConfigurationError, match=f"transactional: pool={shown}; a pool of get_pool"):
         bgpool.transactional(pool)
 
 
 @pytest.mark.parametrize("name", ["configure", "check", "reset"])
 @pytest.mark.parametrize("value", [Awaited(), functools.partial(awaited), functools.partial(Awaited())])
-def test_an_object_whose_call_is_to_be_awaited_is_no_hook_of_a_pool_for_threads(name: str, value: Any) -> None:
+def test_an_awaitable_hook_is_refused_by_a_blocking_pool(name: str, value: Any) -> None:
     with pytest.raises(bgpool.ConfigurationError, match=f"{name}=.*: a coroutine function is for get_async_pool"):
         bgpool.get_pool(POSTGRES, **{name: value})
     bgpool.get_async_pool(POSTGRES, **{name: value})
 
 
 @pytest.mark.parametrize("make", [bgpool.get_pool, bgpool.get_async_pool, bgpool.get_connector])
-def test_a_password_is_made_in_a_thread_where_nobody_awaits_it(make: Any) -> None:
+def test_an_awaitable_password_callable_is_refused(make: Any) -> None:
     with pytest.raises(bgpool.ConfigurationError, match=r"password: .* not a coroutine function"):
         make(POSTGRES, password=awaited)
 
 
 @pytest.mark.parametrize("scheme", ["bgpool", "bgpool_async", "bgpool_asyncpg", "psycopg", "psycopg_async"])
-def test_sqlalchemys_urls_are_taken(scheme: str) -> None:
+def test_sqlalchemys_urls_are_accepted(scheme: str) -> None:
     assert bgpool.get_async_pool(POSTGRES.replace("postgresql", f"postgresql+{scheme}")).name == "127.0.0.1:1"
 
 

@@ -1,4 +1,4 @@
-"""Traces where a server has, or lets us use, less than PostgreSQL's newest: a unit is none the worse for it."""
+"""Traces on servers that lack, or deny, functions of the newest PostgreSQL: units of work still succeed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ON_ASYNC_POOL = pytest.mark.full
 
 MakePool = Callable[..., Pool[Any]]
 
-#: How a server refuses a function; Aurora says 0A000.
+#: The errors by which a server refuses a function; Aurora raises 0A000.
 REFUSALS = ("undefined_function", "insufficient_privilege", "feature_not_supported")
 
 
@@ -39,7 +39,7 @@ def in_app(pair: Pair, sql: str) -> None:
 
 @contextlib.contextmanager
 def refused(pair: Pair, function: str, how: str = "undefined_function") -> Iterator[None]:
-    """Within the block blue refuses *function*, given with its types, which has none of its own name beside it."""
+    """Within the block, blue refuses *function*, given with its types; the function must have no overload."""
     name, _, types = function.partition("(")
     away = f"away_{name}"
     in_app(pair, f"ALTER FUNCTION pg_catalog.{function} RENAME TO {away}")
@@ -60,10 +60,10 @@ def refused(pair: Pair, function: str, how: str = "undefined_function") -> Itera
 
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize(("when", "answer"), [("after", "call 1"), ("before", "call 2")])
-def test_postgresql_12_gives_traces_and_knows_what_became_of_them(
+def test_postgresql_12_gives_traces_and_their_outcomes(
     make_runner: MakePool, pair: Pair, cutter: CommitCutter, work: Work, when: Any, answer: str
 ) -> None:
-    """RDS has it from 12.21 on; what it has not is of PostgreSQL 13."""
+    """RDS offers 12.21 and newer; the functions that this version lacks are those of PostgreSQL 13."""
     pool = make_runner(max_size=1)
     cutter.when = when
     with refused(pair, "pg_current_xact_id_if_assigned()"), refused(pair, "pg_xact_status(xid8)"):
@@ -73,7 +73,7 @@ def test_postgresql_12_gives_traces_and_knows_what_became_of_them(
 
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("how", REFUSALS)
-def test_a_refused_trace_costs_the_unit_nothing_but_certainty(
+def test_a_unit_without_a_trace_still_runs(
     make_runner: MakePool, pair: Pair, cutter: CommitCutter, work: Work, how: str
 ) -> None:
     pool = make_runner(max_size=1)
@@ -87,10 +87,10 @@ def test_a_refused_trace_costs_the_unit_nothing_but_certainty(
 
 
 @pytest.mark.usefixtures("prepared")
-def test_what_was_refused_is_not_asked_for_again(
+def test_a_refused_trace_is_not_queried_again(
     make_runner: MakePool, pair: Pair, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or the server's log would have an error for every unit of a switchover."""
+    """Otherwise the server's log would have an error for every unit of a switchover."""
     asked: list[object] = []
 
     async def count(connection: Any, query: str) -> Any:
@@ -106,7 +106,7 @@ def test_what_was_refused_is_not_asked_for_again(
 
 
 @pytest.mark.usefixtures("prepared")
-def test_a_trace_that_took_too_long_is_asked_for_again_by_the_next_unit(
+def test_a_trace_that_timed_out_is_queried_again_by_the_next_unit(
     kit: Kit, make_runner: MakePool, pair: Pair, cutter: CommitCutter, work: Work
 ) -> None:
     pool = make_runner(max_size=1)
@@ -120,7 +120,7 @@ def test_a_trace_that_took_too_long_is_asked_for_again_by_the_next_unit(
 
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("how", ["undefined", "no grant"])
-def test_a_server_that_does_not_say_which_cluster_it_is_runs_units_all_the_same(
+def test_units_run_on_a_server_without_a_system_identifier(
     make_runner: MakePool, pair: Pair, work: Work, how: str
 ) -> None:
     pool = make_runner(max_size=1)
@@ -141,7 +141,7 @@ def test_a_server_that_does_not_say_which_cluster_it_is_runs_units_all_the_same(
 def test_traces_are_never_prepared(
     make_pool: MakePool, pair: Pair, cutter: CommitCutter, work: Work, autocommit: bool
 ) -> None:
-    """They are several statements at a time."""
+    """A trace consists of several statements."""
     pool = make_pool(max_size=1, kwargs={"prepare_threshold": 0, "autocommit": autocommit})
     for _ in range(3):
         pool.run(work)
@@ -152,7 +152,7 @@ def test_traces_are_never_prepared(
 
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.threads
-def test_a_pool_that_was_closed_is_asked_no_more(
+def test_a_closed_pool_is_not_used_for_queries(
     make_pool: MakePool, cutter: CommitCutter, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def ask(*_: object, **__: object) -> Outcome:
@@ -169,7 +169,7 @@ def test_a_pool_that_was_closed_is_asked_no_more(
 
 
 @pytest.mark.usefixtures("prepared")
-def test_a_question_that_is_refused_is_not_asked_until_the_time_is_up(
+def test_a_refused_query_is_not_repeated_until_the_deadline(
     make_runner: MakePool, pair: Pair, cutter: CommitCutter, work: Work
 ) -> None:
     pool = make_runner(max_size=1)
@@ -183,7 +183,7 @@ def test_a_question_that_is_refused_is_not_asked_until_the_time_is_up(
 
 @pytest.mark.threads
 def test_a_logical_replica_is_not_asked_how_far_it_has_replayed(kit: Kit, pair: Pair) -> None:
-    """Aurora refuses the very question."""
+    """Aurora refuses this query."""
     with contextlib.closing(kit.connect(pair)) as conn:
         lineage = finish(lineage_of(conn))
         kit.write(conn)
@@ -199,7 +199,7 @@ def test_a_logical_replica_is_not_asked_how_far_it_has_replayed(kit: Kit, pair: 
 
 
 @pytest.mark.usefixtures("prepared")
-def test_an_answer_stands_and_no_slot_is_lost_where_the_connection_is_cut_behind_it(
+def test_a_cut_after_the_answer_keeps_the_answer_and_the_slot(
     kit: Kit, make_runner: MakePool, pair: Pair, cutter: CommitCutter, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Outcome] = []
@@ -219,10 +219,10 @@ def test_an_answer_stands_and_no_slot_is_lost_where_the_connection_is_cut_behind
 
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize(("when", "answer"), [("after", "call 1"), ("before", "call 2")])
-def test_text_that_the_driver_leaves_in_bytes_is_understood(
+def test_text_that_the_driver_returns_as_bytes_is_read(
     make_pool: MakePool, pair: Pair, cutter: CommitCutter, work: Work, when: Any, answer: str
 ) -> None:
-    """In SQL_ASCII nobody says what bytes mean."""
+    """In SQL_ASCII, the encoding of the bytes is unknown."""
     pool = make_pool(max_size=1, kwargs={"client_encoding": "SQL_ASCII"})
     cutter.when = when
     assert pool.run(work) == answer
@@ -230,10 +230,10 @@ def test_text_that_the_driver_leaves_in_bytes_is_understood(
 
 
 @pytest.mark.threads
-def test_an_old_blue_that_says_nothing_is_not_waited_for_until_the_time_is_up(
+def test_a_silent_old_blue_is_not_waited_for_until_the_deadline(
     kit: Kit, make_pool: MakePool, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was stopped: it takes connections, and nobody answers."""
+    """The server was stopped: it accepts connections, and never answers."""
     del kit
     monkeypatch.setattr(unit, "OLD_BLUE_S", 0.5)
     pool = make_pool(max_size=1)

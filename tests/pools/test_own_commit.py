@@ -1,4 +1,4 @@
-"""Functions that commit by themselves in the middle of a unit of work: what they committed is not done twice."""
+"""Functions that commit by themselves within a unit of work: committed work is not repeated."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def procedure(kit: Kit, pair: Pair) -> Iterator[None]:
 
 @pytest.mark.usefixtures("prepared", "procedure")
 @pytest.mark.parametrize("which", range(4))
-def test_what_a_function_committed_itself_is_not_applied_twice(
+def test_work_that_a_function_committed_is_not_applied_twice(
     kit: Kit, make_runner: MakePool, pair: Pair, work: Work, which: int
 ) -> None:
     def commit(conn: Any) -> None:
@@ -79,7 +79,9 @@ KEEPS: dict[Engine, tuple[str, ...]] = {
 
 
 @pytest.mark.usefixtures("prepared")
-def test_what_keeps_the_transaction_is_called_again(kit: Kit, make_runner: MakePool, pair: Pair, work: Work) -> None:
+def test_a_function_that_keeps_its_transaction_is_called_again(
+    kit: Kit, make_runner: MakePool, pair: Pair, work: Work
+) -> None:
     def go_on(conn: Any) -> None:
         for text in KEEPS[kit.engine]:
             kit.execute(conn, text)

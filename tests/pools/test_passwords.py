@@ -1,4 +1,4 @@
-"""Password callables that keep what they made, hang, or end their thread; and what a pool makes of it."""
+"""Password callables that cache a password, hang, or end their thread, and the effects on a pool."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ MakePool = Callable[..., Pool[Any]]
 
 @pytest.fixture
 def dsn(pair: Pair) -> str:
-    """Blue's, without a password."""
+    """Return blue's DSN, without a password."""
     return pair.direct_dsn(pair.blue).replace(f":{pair.app_password}@", "@")
 
 
 class Keeper:
-    """Keeps a password that the server has never had, and makes the right one when it was told to forget."""
+    """Keeps a wrong password, and returns the right one after a call of forget()."""
 
     def __init__(self, pair: Pair) -> None:
         self._right = pair.app_password
@@ -54,11 +54,13 @@ def test_a_refused_password_is_forgotten_and_another_tried_at_once(make_pool: Ma
     keeper = Keeper(pair)
     pool = make_pool(dsn, password=keeper, max_size=1)
     with pool.connection():
-        assert pool.stats().driver.get("connections_errors", 0) == 0, "not at the next attempt"
+        assert pool.stats().driver.get("connections_errors", 0) == 0, (
+            "the right password was tried within the same attempt"
+        )
     assert keeper.told == 1
 
 
-def test_the_monitor_has_it_forgotten_too(pair: Pair, dsn: str) -> None:
+def test_the_monitor_forgets_a_refused_password_too(pair: Pair, dsn: str) -> None:
     keeper = Keeper(pair)
     place = parse(dsn, {"password": keeper})[0]
 
@@ -72,14 +74,14 @@ def test_the_monitor_has_it_forgotten_too(pair: Pair, dsn: str) -> None:
     assert keeper.told == 1
 
 
-def test_no_server_is_no_reason_to_forget(make_pool: MakePool, pair: Pair, dsn: str) -> None:
+def test_an_unreachable_server_is_no_reason_to_forget(make_pool: MakePool, pair: Pair, dsn: str) -> None:
     keeper = Keeper(pair)
     with pytest.raises(bgpool.PoolTimeout):
         make_pool(dsn.replace(f":{pair.port}", ":1"), password=keeper).getconn(0.2)
     assert keeper.told == 0
 
 
-def test_a_callable_that_hangs_is_told_and_leaves_the_pool_alone(
+def test_a_hanging_callable_is_reported_and_does_not_block_the_pool(
     make_pool: MakePool, pair: Pair, dsn: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("bgpool.auth.PASSWORD_TIMEOUT_S", 0.1)
@@ -100,7 +102,7 @@ def test_a_callable_that_hangs_is_told_and_leaves_the_pool_alone(
         assert pool.usage().stuck_passwords == 0
 
 
-def test_a_callable_that_ends_its_thread_ends_not_the_pool(make_pool: MakePool, pair: Pair, dsn: str) -> None:
+def test_a_callable_that_ends_its_thread_does_not_end_the_pool(make_pool: MakePool, pair: Pair, dsn: str) -> None:
     exits = threading.Semaphore(4)
 
     def leave(*_: object) -> str:
@@ -113,7 +115,7 @@ def test_a_callable_that_ends_its_thread_ends_not_the_pool(make_pool: MakePool, 
     assert not exits.acquire(blocking=False)
 
 
-def test_a_callable_gets_ready_while_its_pool_is_opened(make_pool: MakePool, pair: Pair, dsn: str) -> None:
+def test_a_callable_prepares_while_its_pool_is_opened(make_pool: MakePool, pair: Pair, dsn: str) -> None:
     class Slow:
         prepared: tuple[object, ...] = ()
 

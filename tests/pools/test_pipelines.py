@@ -1,4 +1,4 @@
-"""Pipelines whose answers are fetched without a sync: libpq then reports the transaction of the sync before."""
+"""Pipelines whose answers are fetched without a sync: libpq then reports the transaction state of the previous sync."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MakePool = Callable[..., Pool[Any]]
 
 
 def cut_after(*statements: str) -> Callable[[Any, Callable[[], object]], None]:
-    """A pipeline that fetches what *statements* give, sends one more, and is cut."""
+    """Return a use of a pipeline that fetches the results of *statements*, sends one more statement, and is cut."""
 
     def use(conn: Any, cut: Callable[[], object]) -> None:
         with conn.pipeline() as pipeline:
@@ -44,14 +44,14 @@ def cut_after(*statements: str) -> Callable[[Any, Callable[[], object]], None]:
     ("autocommit", "statements"),
     [(False, (INSERT, "COMMIT")), (True, ("BEGIN", "sync", INSERT, "COMMIT")), (False, (INSERT, "ROLLBACK"))],
 )
-def test_a_statement_behind_an_end_in_words_that_was_fetched(
+def test_a_cut_after_a_fetched_commit_statement_is_in_doubt(
     make_pool: MakePool, deployment: Deployment, pair: Pair, autocommit: bool, statements: tuple[str, ...]
 ) -> None:
     error = cut_in(cut_after(*statements), make_pool, deployment, pair, autocommit)
     assert type(error) is bgpool.CommitOutcomeUnknown
 
 
-def test_a_statement_composed_with_a_value_that_only_the_connection_adapts(make_pool: MakePool) -> None:
+def test_a_composed_statement_uses_the_connections_adapters(make_pool: MakePool) -> None:
     class Own:
         pass
 
@@ -67,10 +67,10 @@ def test_a_statement_composed_with_a_value_that_only_the_connection_adapts(make_
 
 
 @pytest.mark.parametrize("synced", [False, True])
-def test_a_pipeline_that_has_begun_goes_on_while_callers_are_held(
+def test_a_running_pipeline_continues_while_callers_are_held(
     make_pool: MakePool, deployment: Deployment, pair: Pair, work: Work, synced: bool
 ) -> None:
-    """Or its end would be refused, and what it has sent would be told as not sent."""
+    """Otherwise its end would be refused, and statements that were sent would be reported as not sent."""
     deployment.phase(Phase.CREATED)
     pool = make_pool(max_size=1, kwargs={"autocommit": True}, bg_connect_timeout_ms=300)
     with pool.connection() as conn, conn.pipeline() as pipeline:

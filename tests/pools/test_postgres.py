@@ -1,4 +1,4 @@
-"""Units of work on PostgreSQL: of a COMMIT that was cut, the server that goes on, or is promoted, is asked."""
+"""Units of work on PostgreSQL: after a cut COMMIT, the server that remains, or the promoted one, is queried."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_failed_statement_that_was_swallowed_commits_nothing(make_pool: MakePo
     assert work.rows(pair) == 0
 
 
-def test_savepoints_arguments_and_autocommit_pools(make_pool: MakePool, pair: Pair, work: Work) -> None:
+def test_savepoints_arguments_and_autocommit_pools_work(make_pool: MakePool, pair: Pair, work: Work) -> None:
     def nested(conn: Any, word: str) -> str:
         with contextlib.suppress(ZeroDivisionError), conn.transaction():
             conn.execute(INSERT_SQL, (work.key[0], work.key[1], 0))
@@ -59,7 +59,7 @@ def test_savepoints_arguments_and_autocommit_pools(make_pool: MakePool, pair: Pa
     assert not any(row.key == (*work.key[:2], 0) for row in ledger.read(pair.blue))
 
 
-# -- in COMMIT, on a server that goes on -------------------------------------------------------------------------
+# -- a cut COMMIT, and the server remains ------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("prepared")
@@ -81,7 +81,7 @@ def test_a_commit_that_never_arrived_is_repeated(
 
 
 @pytest.mark.usefixtures("prepared")
-def test_nothing_written_is_nothing_to_ask_about(make_pool: MakePool, cutter: CommitCutter) -> None:
+def test_a_unit_without_writes_needs_no_query(make_pool: MakePool, cutter: CommitCutter) -> None:
     calls: list[int] = []
 
     def read(conn: psycopg.Connection[Any]) -> Any:
@@ -97,11 +97,11 @@ def test_nothing_written_is_nothing_to_ask_about(make_pool: MakePool, cutter: Co
 
 @pytest.mark.parametrize("phase", [Phase.CREATED, Phase.PREPARATION])
 @pytest.mark.parametrize("swallowed", [False, True])
-def test_a_commit_that_the_function_sent_is_not_begun_again(
+def test_a_commit_sent_by_the_function_is_not_repeated(
     deployment: Deployment, make_pool: MakePool, pair: Pair, cutter: CommitCutter, work: Work, phase: Phase,
     swallowed: bool,
 ) -> None:  # fmt: skip
-    """It may have been applied, also where nobody knows of a switchover yet."""
+    """It may have been applied, even before a switchover is known."""
 
     def commit(conn: psycopg.Connection[Any]) -> None:
         with contextlib.suppress(psycopg.OperationalError) if swallowed else contextlib.nullcontext():
@@ -121,12 +121,12 @@ def test_a_commit_that_the_function_sent_is_not_begun_again(
 
 
 @pytest.mark.usefixtures("prepared")
-def test_a_prepared_transaction_is_never_to_be_run_again(deployment: Deployment, make_pool: MakePool) -> None:
+def test_a_prepared_transaction_is_never_run_again(deployment: Deployment, make_pool: MakePool) -> None:
     pool = make_pool(max_size=1, bg_drop_blue_connections=False)
     with pytest.raises(bgpool.CommitOutcomeUnknown, match="pg_prepared_xacts"), pool.connection() as conn:
         conn.tpc_begin("bgpool-test")
         assert conn._tpc is not None
-        # As after tpc_prepare(), which takes a server that allows it; the session is idle then.
+        # The state after tpc_prepare(), which needs a server that allows it; the session is idle then.
         conn.execute("ROLLBACK")
         conn._tpc = (conn._tpc[0], True)
         deployment.phase(Phase.IN_PROGRESS)
@@ -135,11 +135,11 @@ def test_a_prepared_transaction_is_never_to_be_run_again(deployment: Deployment,
         conn.tpc_commit()
 
 
-# -- in COMMIT, and another server is promoted -------------------------------------------------------------------
+# -- a cut COMMIT, and another server is promoted ----------------------------------------------------------------
 
 
 class Promotion:
-    """A pair of its own that is switched over when a COMMIT is cut."""
+    """A separate pair that is switched over when a COMMIT is cut."""
 
     def __init__(self, pair: Pair, deployment: Deployment, cutter: CommitCutter) -> None:
         self.pair, self.deployment, self.cutter = pair, deployment, cutter
@@ -156,7 +156,7 @@ class Promotion:
         self.deployment.release()
 
     def stop_replication(self) -> None:
-        """Let green hear no more of blue."""
+        """Stop the replication from blue to green."""
         self.caught_up = False
         self.pair.green.execute("ALTER SYSTEM SET primary_conninfo = ''")
         assert isinstance(self.pair.green, PostgresServer)
@@ -172,7 +172,8 @@ class TestPromotion:
     def pair(self) -> Iterator[Pair]:
         with Pair() as pair:
             ledger.create(pair)
-            # Before a test stops the replication: the table may be there already, and who may write to it not yet.
+            # Replicated before a test stops the replication: otherwise green may have the table, but not its
+            # privileges.
             pair.green.wait_replayed(pair.blue.position(), 30.0)
             yield pair
 
@@ -195,7 +196,7 @@ class TestPromotion:
         assert work.rows(pair, "green") == 1
         assert work.rows(pair, "blue") == 0
 
-    def test_an_id_that_was_given_out_again_is_not_mistaken_for_ours(
+    def test_a_reused_transaction_id_is_not_mistaken_for_the_units(
         self, make_pool: MakePool, pair: Pair, promotion: Promotion, work: Work
     ) -> None:
         ids: list[int] = []
@@ -213,7 +214,7 @@ class TestPromotion:
                     assert row is not None
                     if int(row[0]) > ids[0]:
                         break
-                # The very question whose answer would be about somebody else's transaction.
+                # This query would return the status of an unrelated transaction.
                 row = conn.execute("SELECT pg_xact_status(%s::xid8)", (str(ids[0]),)).fetchone()
                 assert row == ("committed",)
 
@@ -225,7 +226,7 @@ class TestPromotion:
 
     @pytest.mark.parametrize(("reason", "replica"), [("restarted", True), ("no replica", False)])
     @pytest.mark.parametrize("old_blue", ["there", "gone"])
-    def test_old_blue_tells_what_green_cannot(
+    def test_old_blue_is_queried_for_what_green_does_not_know(
         self,
         make_pool: MakePool,
         pair: Pair,
@@ -237,7 +238,7 @@ class TestPromotion:
     ) -> None:
         def before_release() -> None:
             if reason == "restarted":
-                # A crash: recovery replays a log of green's own, and has an end that says nothing about blue's.
+                # A crash: recovery replays green's own log, whose end is unrelated to blue's.
                 pair.green.kill()
                 pair.green.start()
             if old_blue == "gone":
@@ -256,7 +257,7 @@ class TestPromotion:
         assert work.calls == 1
 
     @pytest.mark.parametrize("replica", [False])
-    def test_what_may_be_applied_twice_is_called_again_where_nobody_can_tell(
+    def test_an_idempotent_unit_is_called_again_if_its_outcome_is_unknown(
         self, make_pool: MakePool, pair: Pair, promotion: Promotion, work: Work, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(unit, "OLD_BLUE_S", 0.5)
@@ -266,16 +267,16 @@ class TestPromotion:
         assert work.rows(pair, "green") == 2
 
 
-# -- what was lost stays lost ------------------------------------------------------------------------------------
+# -- a lost connection stays lost --------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("how", ["nothing", "commit", "in words"])
 @pytest.mark.threads
-def test_an_interrupt_in_commit_is_a_commit_that_was_lost(
+def test_an_interrupt_in_commit_leaves_it_in_doubt(
     make_pool: MakePool, work: Work, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    """psycopg closes a connection that is interrupted while it has the server cancel what was interrupted."""
+    """psycopg closes a connection that is interrupted while psycopg cancels an interrupted statement."""
 
     def interrupt(*args: Any, **_kwargs: Any) -> None:
         for gen in args:

@@ -1,4 +1,4 @@
-"""What psycopg_pool would do alone: repeat itself in the log, and end a thread with a hook of the user's."""
+"""Behavior of psycopg_pool that bgpool avoids: repeated log lines, and threads that end by an error of a hook."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MakePool = Callable[..., PostgresPool]
 def test_the_log_names_the_dsn_and_repeats_nothing(
     make_pool: MakePool, pair: Pair, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The pool of the other kind has said the same just before.
+    # The pool of the other kind has just logged the same lines.
     monkeypatch.setattr(inner, "_said", {})
     nowhere = pair.direct_dsn(pair.blue).replace(f":{pair.port}", ":1")
 
@@ -56,7 +56,7 @@ def test_the_log_names_the_dsn_and_repeats_nothing(
     assert pair.app_password not in caplog.text
 
 
-def test_the_end_of_an_async_pool_is_no_failure_to_connect(
+def test_closing_an_async_pool_logs_no_failure_to_connect(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("BGPOOL_DISABLE", "1")
@@ -71,7 +71,7 @@ def test_the_end_of_an_async_pool_is_no_failure_to_connect(
     assert [record.getMessage() for record in caplog.records if record.name == "psycopg.pool"] == []
 
 
-def test_a_hook_that_ends_its_thread_ends_not_the_pool(make_pool: MakePool) -> None:
+def test_a_hook_that_ends_its_thread_does_not_end_the_pool(make_pool: MakePool) -> None:
     exits = threading.Semaphore(5)
 
     def leave(_connection: object) -> None:
@@ -86,7 +86,7 @@ def test_a_hook_that_ends_its_thread_ends_not_the_pool(make_pool: MakePool) -> N
 
 
 @pytest.mark.threads
-def test_a_callback_that_ends_its_thread_ends_it_not(make_pool: MakePool, pair: Pair) -> None:
+def test_a_callback_that_ends_its_thread_does_not_end_the_pool(make_pool: MakePool, pair: Pair) -> None:
     called = threading.Event()
 
     def leave(_pool: object) -> None:
@@ -103,7 +103,7 @@ def test_a_callback_that_ends_its_thread_ends_it_not(make_pool: MakePool, pair: 
 
 
 @pytest.mark.threads
-def test_a_caller_just_before_the_queue_does_not_wait_in_a_pool_that_was_closed(
+def test_a_caller_does_not_join_the_queue_of_a_closed_pool(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = make_pool(min_size=1, max_size=1, timeout=30.0)
@@ -112,7 +112,7 @@ def test_a_caller_just_before_the_queue_does_not_wait_in_a_pool_that_was_closed(
     entering = InnerPool._getconn_unchecked
 
     def meanwhile(self: InnerPool, timeout: float) -> Any:
-        # Where another thread drains the pool: between psycopg_pool's look at it and its lock.
+        # Simulate another thread that drains the pool between psycopg_pool's check and its lock.
         monkeypatch.setattr(InnerPool, "_getconn_unchecked", entering)
         pool.drain()
         return entering(self, timeout)
@@ -122,7 +122,7 @@ def test_a_caller_just_before_the_queue_does_not_wait_in_a_pool_that_was_closed(
         assert conn.info.backend_pid != session
 
 
-def test_nobody_waits_in_an_async_pool_that_is_closed_as_another_caller_joins_the_queue() -> None:
+def test_a_caller_does_not_join_the_queue_of_an_async_pool_being_closed() -> None:
     class Silent:
         retired = False
 
@@ -146,7 +146,7 @@ def test_nobody_waits_in_an_async_pool_that_is_closed_as_another_caller_joins_th
 
 
 @pytest.mark.threads
-def test_an_interrupt_while_a_connection_is_returned_costs_no_slot(
+def test_an_interrupt_while_a_connection_is_returned_loses_no_slot(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = make_pool(min_size=1, max_size=1)
@@ -160,7 +160,7 @@ def test_an_interrupt_while_a_connection_is_returned_costs_no_slot(
         patch.setattr(psycopg.Connection, "rollback", interrupted)
         with pytest.raises(KeyboardInterrupt):
             pool.putconn(conn)
-    # It is in no pool any more: once it is collected another one takes its place.
+    # The connection is in no pool any longer: once it is collected, another one replaces it.
     del conn
     gc.collect()
     with pool.connection(timeout=PATIENCE_S) as conn:
@@ -187,7 +187,7 @@ def test_close_of_a_users_class_is_called(make_pool: MakePool) -> None:
 
 
 @pytest.mark.threads
-def test_rows_as_the_class_says(make_pool: MakePool) -> None:
+def test_the_row_factory_of_the_class_is_used(make_pool: MakePool) -> None:
     pool = make_pool(
         min_size=1, max_size=1, connection_class=psycopg.Connection[DictRow], kwargs={"row_factory": dict_row}
     )
@@ -199,7 +199,7 @@ def test_rows_as_the_class_says(make_pool: MakePool) -> None:
 def test_a_pool_that_is_replaced_waits_for_none_of_its_threads(
     make_pool: MakePool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One may be connecting to a host that is gone: that is to delay no caller at a release, and no watcher."""
+    """A thread may be connecting to a host that is gone, which must not delay callers at a release or the watcher."""
     inside, go = threading.Event(), threading.Event()
 
     def configure(_: object) -> None:
@@ -212,7 +212,7 @@ def test_a_pool_that_is_replaced_waits_for_none_of_its_threads(
     try:
         assert inside.wait(20)
         pool.drain()
-        # What psycopg_pool says of each thread for which it has waited in vain.
+        # psycopg_pool logs this for each thread that did not end in time.
         assert "couldn't stop thread" not in caplog.text
     finally:
         go.set()

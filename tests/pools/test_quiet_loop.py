@@ -1,4 +1,4 @@
-"""An event loop in which nobody waits is never woken by bgpool, whatever the monitor publishes."""
+"""bgpool never wakes an event loop without waiting callers, whatever the monitor publishes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.lab
 
 
 class Counting(selectors.DefaultSelector):
-    """Counts how often the loop has slept."""
+    """Counts the sleeps of the loop."""
 
     sleeps = 0
 
@@ -26,7 +26,7 @@ class Counting(selectors.DefaultSelector):
         return super().select(timeout)
 
 
-def test_a_quiet_loop_is_never_woken(pair: Pair, deployment: Deployment) -> None:
+def test_an_idle_loop_is_never_woken(pair: Pair, deployment: Deployment) -> None:
     selector = Counting()
 
     async def main() -> None:
@@ -37,20 +37,20 @@ def test_a_quiet_loop_is_never_woken(pair: Pair, deployment: Deployment) -> None
                 await conn.execute("SELECT 1")
             while pool.stats().idle < 2:
                 await asyncio.sleep(0.01)
-            # On a busy machine there may still be something to do that was begun before. Who wakes it always does.
+            # On a busy machine, earlier work may be unfinished. A defect that wakes the loop shows in each attempt.
             for number in range(5):
-                # What is left to do after the second connection was opened.
+                # Leave time for the work after the second connection was opened.
                 await asyncio.sleep(0.1)
                 asyncio.get_running_loop().call_later(0.2, publish, number)
                 before = selector.sleeps
                 await asyncio.sleep(1.2)
                 if selector.sleeps - before == 2:
                     break
-            # Until publish(), and from there on.
+            # One sleep until publish(), and one from there on.
             assert selector.sleeps - before == 2
 
     def publish(number: int) -> None:
-        # News that change nothing for anybody.
+        # A change that affects no caller.
         deployment._publish(replace(deployment.snapshot, target_max_connections=7 + number))
 
     loop = asyncio.SelectorEventLoop(selector)

@@ -1,4 +1,4 @@
-"""A write that is refused as read-only: by the server, whose older connections are all distrusted, or by the caller."""
+"""Writes refused as read-only: by the server, whose older connections are replaced, or by the caller's settings."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ON_ASYNC_POOL = pytest.mark.full
 
 MakePool = Callable[..., Pool[Any]]
 
-#: How a session's transactions are made read-only.
+#: The statements that make a session's transactions read-only.
 SESSION = {
     Engine.POSTGRESQL: "SET default_transaction_read_only = on",
     Engine.MYSQL: "SET SESSION TRANSACTION READ ONLY",
@@ -41,7 +41,7 @@ SESSION = {
 
 @contextlib.contextmanager
 def read_only(pair: Pair) -> Iterator[None]:
-    """Within the block blue takes no writes."""
+    """Make blue refuse writes within the block."""
     pair.blue.set_read_only(True)
     try:
         yield
@@ -50,7 +50,7 @@ def read_only(pair: Pair) -> Iterator[None]:
 
 
 def refused(kit: Kit, pool: Pool[Any]) -> int:
-    """The session on which a write was refused, with the driver's own error."""
+    """Return the session on which a write was refused, with the driver's own error."""
     with pytest.raises((psycopg.Error, pymysql.err.MySQLError)) as caught, pool.connection() as conn:
         session = kit.session(conn)
         kit.write(conn)
@@ -63,11 +63,11 @@ def session_of(kit: Kit, pool: Pool[Any]) -> int:
         return kit.session(conn)
 
 
-# -- the caller's own ----------------------------------------------------------------------------------------------
+# -- by the caller's settings --------------------------------------------------------------------------------------
 
 
 def assert_own(kit: Kit, pool: Pool[Any], nudged: list[int], prepare: Callable[[Any], object]) -> None:
-    """That a unit on *pool* whose writes are refused is called once, gets the driver's error, and costs nothing."""
+    """Check that a unit with refused writes is called once, gets the driver's error, and costs no connection."""
     sessions: list[int] = []
 
     def write(conn: Any) -> None:
@@ -88,7 +88,7 @@ PHASES = pytest.mark.parametrize("phase", [Phase.CREATED, Phase.PREPARATION])
 
 @pytest.mark.lab
 @PHASES
-def test_a_session_of_the_callers_that_is_read_only(
+def test_a_read_only_session_of_the_caller_costs_no_connection(
     kit: Kit, deployment: Deployment, make_pool: MakePool, nudges: Any, phase: Phase
 ) -> None:
     def configure(conn: Any) -> None:
@@ -100,7 +100,7 @@ def test_a_session_of_the_callers_that_is_read_only(
     assert_own(kit, pool, nudges(pool), lambda _conn: None)
 
 
-# -- the server's --------------------------------------------------------------------------------------------------
+# -- by the server -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.lab
@@ -124,10 +124,10 @@ def test_a_refusal_of_the_servers_is_noticed_and_all_connections_are_replaced(
 
 
 @pytest.mark.lab
-def test_many_refusals_at_once_are_one_replacement(
+def test_many_concurrent_refusals_cause_one_replacement(
     kit: Kit, make_pool: MakePool, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No deployment, and so no monitor: an ordinary failover."""
+    """There is no deployment, and so no monitor: an ordinary failover."""
     # Longer than the test takes on a loaded machine.
     monkeypatch.setattr(generations_module, "DISTRUST_INTERVAL_S", 30.0)
     pool = make_pool(max_size=4)
@@ -151,7 +151,7 @@ def test_many_refusals_at_once_are_one_replacement(
 
 
 def plain_blocks(kit: Kit, pool: Pool[Any], over: threading.Event) -> list[str]:
-    """What blocks come to that write one row after the other, until *over*."""
+    """Write one row after the other in blocks until *over*; return their outcomes."""
     came_to: list[str] = []
     while not over.is_set():
         try:
@@ -164,11 +164,11 @@ def plain_blocks(kit: Kit, pool: Pool[Any], over: threading.Event) -> list[str]:
 
 
 @pytest.mark.lab
-@pytest.mark.parametrize("known", [True, None], ids=["green says so", "green is not seen"])
-def test_blocks_that_a_green_refuses_wait_for_it_instead_of_trying_again_at_once(
+@pytest.mark.parametrize("known", [True, None], ids=["green is read-only", "green does not answer"])
+def test_blocks_refused_by_green_wait_for_it(
     kit: Kit, deployment: Deployment, make_pool: MakePool, known: bool | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The release came too early: the metadata were ahead of green for longer than it is waited for, say."""
+    """For example, the release came too early: the metadata preceded green's promotion by more than the limit."""
     # Longer than the test takes on a loaded machine.
     monkeypatch.setattr(gate, "GREEN_WAIT_S", 60.0)
     deployment.phase(Phase.IN_PROGRESS)
@@ -178,20 +178,20 @@ def test_blocks_that_a_green_refuses_wait_for_it_instead_of_trying_again_at_once
     pool, over = make_pool(max_size=4, timeout=60.0), threading.Event()
     began = time.monotonic()
     callers = [Caller(lambda: plain_blocks(kit, pool, over)) for _ in range(4)]
-    # Between two waits, where green is not seen, there may be none that is held just now.
+    # If green is not observed, there may be moments between two waits without a held caller.
     wait_until(lambda: pool.stats().held >= (4 if known else 1))
     time.sleep(0.5)
     over.set()
     deployment.tell(Answered(now(), Role.TARGET, read_only=False))
     errors = [len(caller.wait()) for caller in callers]
-    # One each before and one after the wait; where green is not seen, after 0.1 s, 0.2 s, 0.4 s and so on, too.
+    # One error each before and after the wait; if green is not observed, also after 0.1 s, 0.2 s, 0.4 s and so on.
     waits = math.log2((time.monotonic() - began) / 0.1 + 1)
     assert max(errors) <= (2 if known else 3 + waits), errors
     assert pool.stats().held == 0
 
 
 @pytest.mark.lab
-def test_a_block_that_waits_for_a_green_that_refuses_goes_on_without_it(
+def test_the_wait_for_a_green_that_refuses_ends(
     kit: Kit, deployment: Deployment, make_pool: MakePool, pair: Pair
 ) -> None:
     deployment.phase(Phase.IN_PROGRESS)
@@ -203,12 +203,12 @@ def test_a_block_that_waits_for_a_green_that_refuses_goes_on_without_it(
     with pytest.raises(bgpool.SwitchoverHoldTimeout, match="takes no writes yet"), pool.connection(timeout=0.2):
         pass
     with pool.connection() as conn:
-        assert kit.where(conn) == pair.green.address, "to read there, say"
+        assert kit.where(conn) == pair.green.address, "reads are possible there"
     assert GREEN_WAIT_S <= time.monotonic() - began < GREEN_WAIT_S + 20
 
 
 @pytest.mark.lab
-def test_a_server_that_stays_read_only_does_not_cost_a_connection_for_every_write(
+def test_a_server_that_stays_read_only_costs_few_connections(
     kit: Kit, make_pool: MakePool, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generations_module, "DISTRUST_INTERVAL_S", 0.2)
@@ -219,7 +219,7 @@ def test_a_server_that_stays_read_only_does_not_cost_a_connection_for_every_writ
         while lasted_s < 1.0 or (len(sessions) <= 2 * len(set(sessions)) and lasted_s < 30.0):
             sessions.append(refused(kit, pool))
             lasted_s = time.monotonic() - began
-        # At once, after 0.2 s, after 0.4 s more, and so on.
+        # Connections are replaced at once, after 0.2 s, after 0.4 s more, and so on.
         assert len(sessions) > 2 * len(set(sessions))
         assert 3 <= len(set(sessions)) <= 2 + math.log2(lasted_s / 0.2 + 1)
         kept = sessions[-1]

@@ -1,4 +1,4 @@
-"""Writes that MySQL refuses as read-only: whose refusal the numbers and texts are."""
+"""Writes that MySQL refuses as read-only: error numbers and texts tell whether the server or a setting refuses them."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_transaction_that_is_read_only_costs_no_connection(
         (1062, "Duplicate entry '--read-only' for key 'PRIMARY'", "nobody"),
     ],
 )
-def test_whose_a_refusal_is(code: int, text: str, whose: str) -> None:
+def test_refusals_of_the_server_and_of_a_setting_are_distinguished(code: int, text: str, whose: str) -> None:
     error = pymysql.err.OperationalError(code, text)
     assert is_servers_refusal(error) is (whose == "server")
     assert may_be_servers_refusal(error) is (whose == "ask")
@@ -84,10 +84,10 @@ SIGNAL = "SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = %s, MESSAGE_TEXT = %s"
         (1005, 'Can\'t create table `app`.`x` (errno: 165 "Table is read only")'),
     ],
 )
-def test_what_a_server_that_takes_writes_refuses_is_the_callers(
+def test_a_refusal_by_a_writable_server_is_due_to_the_caller(
     kit: Kit, deployment: Deployment, make_pool: MakePool, nudges: Any, phase: Phase, code: int, text: str
 ) -> None:
-    """Called once, the driver's error, and the connection is kept: in a unit and in a block."""
+    """In a unit and in a block: called once, with the driver's error, and the connection is kept."""
     deployment.phase(phase)
     pool = make_pool(max_size=1)
     nudged = nudges(pool)
@@ -117,7 +117,7 @@ def test_what_a_server_that_takes_writes_refuses_is_the_callers(
 
 
 @pytest.mark.lab
-def test_a_default_of_the_servers_is_not_the_callers(kit: Kit, make_pool: MakePool, pair: Pair) -> None:
+def test_a_default_of_the_server_is_not_due_to_the_caller(kit: Kit, make_pool: MakePool, pair: Pair) -> None:
     pair.blue.execute("SET GLOBAL TRANSACTION READ ONLY")
     try:
         pool = make_pool(max_size=1)
@@ -127,10 +127,10 @@ def test_a_default_of_the_servers_is_not_the_callers(kit: Kit, make_pool: MakePo
 
 
 @pytest.mark.lab
-def test_a_refusal_that_cannot_be_settled_is_not_the_callers(
+def test_an_undecided_refusal_is_not_attributed_to_the_caller(
     kit: Kit, deployment: Deployment, make_pool: MakePool, pair: Pair, work: Work
 ) -> None:
-    """The connection was drained before the server could be asked; another one is not refused."""
+    """The connection was drained before the server could be queried; another connection is not refused."""
     pool = make_pool(bg_drain_timeout_ms=10_000)
 
     def switch(conn: Any) -> None:
@@ -149,7 +149,7 @@ def test_a_refusal_that_cannot_be_settled_is_not_the_callers(
 
 @pytest.fixture(scope="module")
 def frozen() -> Iterator[Pair]:
-    """A pair whose blue server was started again with --innodb-read-only."""
+    """A pair whose blue server was restarted with --innodb-read-only."""
     with Pair(engine="mysql") as pair:
         pair.blue.execute("CREATE TABLE app.t (n INT PRIMARY KEY) ENGINE=InnoDB")
         pair.blue.stop()
@@ -166,9 +166,7 @@ def frozen() -> Iterator[Pair]:
     ["INSERT INTO t VALUES (1)", "DELETE FROM t", "CREATE TABLE x (n INT) ENGINE=InnoDB", "DROP TABLE t",
      "RENAME TABLE t TO s", "TRUNCATE TABLE t", "CREATE TEMPORARY TABLE tt (n INT) ENGINE=InnoDB"],
 )  # fmt: skip
-def test_innodb_that_is_read_only_is_the_servers_refusal(
-    kit: Kit, frozen: Pair, tmp_path: Path, statement: str
-) -> None:
+def test_innodb_read_only_is_the_servers_refusal(kit: Kit, frozen: Pair, tmp_path: Path, statement: str) -> None:
     place, settings, left = parse(frozen.dsn, {"bg_resolver": frozen.resolver, "min_size": 1, "max_size": 1})
     participant = Participant(settings.bg_id, tmp_path / "run", lambda _files: None)
     pool = POOLS[place.engine](place, settings, participant, left)
@@ -185,7 +183,7 @@ def test_innodb_that_is_read_only_is_the_servers_refusal(
 def test_a_commit_that_was_refused_does_not_succeed_when_it_is_repeated(
     make_pool: MakePool, pair: Pair, work: Work
 ) -> None:
-    """The server has rolled back, and would say OK to the second one."""
+    """The server has rolled back, and would accept the second COMMIT."""
     pool = make_pool(max_size=1)
     with pool.connection() as conn:
         work(conn)

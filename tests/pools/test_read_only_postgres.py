@@ -30,14 +30,14 @@ CATALOG = ("ROLE app", "DATABASE app", "ROLE app IN DATABASE app", "ROLE ALL")
 
 @pytest.fixture(params=["14", "13"])
 def version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PostgreSQL 13 reports nothing of it by itself."""
+    """Return the server's version; PostgreSQL 13 does not report this state by itself."""
     if request.param == "13":
         monkeypatch.setattr(connection, "reports_read_only", lambda _conn: None)
 
 
 @PHASES
 @pytest.mark.usefixtures("version")
-def test_a_transaction_of_the_callers_that_is_read_only(
+def test_a_read_only_transaction_of_the_caller_costs_no_connection(
     kit: Kit, deployment: Deployment, make_pool: MakePool, nudges: Any, phase: Phase
 ) -> None:
     deployment.phase(phase)
@@ -46,7 +46,7 @@ def test_a_transaction_of_the_callers_that_is_read_only(
 
 
 @pytest.mark.parametrize("whose", CATALOG)
-def test_what_is_in_the_catalog_another_server_would_refuse_as_well(
+def test_a_read_only_setting_of_the_catalog_costs_no_connection(
     kit: Kit, deployment: Deployment, make_pool: MakePool, pair: Pair, nudges: Any, whose: str
 ) -> None:
     deployment.phase(Phase.PREPARATION)
@@ -58,7 +58,7 @@ def test_what_is_in_the_catalog_another_server_would_refuse_as_well(
         pair.blue.execute(f"SET default_transaction_read_only = off; ALTER {whose} RESET default_transaction_read_only")
 
 
-def test_a_connection_that_psycopg_makes_read_only(kit: Kit, deployment: Deployment, make_pool: MakePool) -> None:
+def test_a_connection_made_read_only_by_psycopg_is_kept(kit: Kit, deployment: Deployment, make_pool: MakePool) -> None:
     deployment.phase(Phase.PREPARATION)
     pool = make_pool(max_size=1)
     with pytest.raises(psycopg.errors.ReadOnlySqlTransaction), pool.connection() as conn:
@@ -68,9 +68,7 @@ def test_a_connection_that_psycopg_makes_read_only(kit: Kit, deployment: Deploym
     assert session_of(kit, pool) == session
 
 
-def test_a_refusal_that_the_function_swallowed(
-    kit: Kit, deployment: Deployment, make_pool: MakePool, work: Work
-) -> None:
+def test_a_swallowed_refusal_is_noticed(kit: Kit, deployment: Deployment, make_pool: MakePool, work: Work) -> None:
     def configure(conn: Any) -> None:
         conn.execute(SESSION[Engine.POSTGRESQL])
         conn.commit()
@@ -86,7 +84,7 @@ def test_a_refusal_that_the_function_swallowed(
     assert work.calls == 1
 
 
-def test_a_server_in_recovery(kit: Kit, make_pool: MakePool, pair: Pair) -> None:
+def test_a_refusal_in_recovery_replaces_all_connections(kit: Kit, make_pool: MakePool, pair: Pair) -> None:
     pool = make_pool(pair.direct_dsn(pair.green), max_size=2)
     with pool.connection() as conn, pool.connection() as other:
         old = {kit.session(conn), kit.session(other)}
@@ -97,7 +95,7 @@ def test_a_server_in_recovery(kit: Kit, make_pool: MakePool, pair: Pair) -> None
 
 @pytest.mark.usefixtures("deployment", "cut_at_the_question")
 @pytest.mark.parametrize("phase", [Phase.CREATED, Phase.PREPARATION])
-def test_a_connection_that_is_cut_while_it_is_asked_whose_a_refusal_was_is_closed(
+def test_a_connection_cut_during_the_check_of_a_refusal_is_closed(
     kit: Kit, deployment: Deployment, make_pool: MakePool, nudges: Any, phase: Phase
 ) -> None:
     deployment.phase(phase)

@@ -1,4 +1,4 @@
-"""Receipts: a key in the database decides what became of a COMMIT that was cut."""
+"""Receipts: a key in the database decides the outcome of a COMMIT that was cut."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TABLE = "bgpool_receipts"
 
 
 def run_sql(pair: Pair, sql: str) -> list[tuple[Any, ...]]:
-    """What statements that end with a semicolon give, as superuser in the application's database."""
+    """Run statements that end with a semicolon, as superuser in the application's database; return their rows."""
     rows: list[tuple[Any, ...]] = []
     for statement in filter(None, map(str.strip, sql.split(";"))):
         rows = pair.blue.execute(statement, database="app")
@@ -60,7 +60,7 @@ def table(pair: Pair) -> Iterator[str]:
 
 
 def receipts(pair: Pair) -> list[tuple[Any, ...]]:
-    """The rows of the table: id and unit."""
+    """Return the rows of the table: id and unit."""
     return run_sql(pair, f"SELECT id, unit FROM {TABLE} ORDER BY created_at, id")
 
 
@@ -72,7 +72,7 @@ def pool(make_pool: MakePool, table: str) -> Pool[Any]:
 
 @pytest.fixture
 def runner(make_runner: MakePool, table: str) -> Pool[Any]:
-    """The same in every way that units of work are run."""
+    """A runner of units with receipts, for each way to run units of work."""
     return make_runner(max_size=1, bg_receipts_table=table)
 
 
@@ -81,7 +81,7 @@ def runner(make_runner: MakePool, table: str) -> Pool[Any]:
 
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize(("when", "answer"), [("after", "call 1"), ("before", "call 2")])
-def test_a_key_decides_what_became_of_a_commit(
+def test_a_key_decides_the_outcome_of_a_commit(
     runner: Pool[Any], pair: Pair, cutter: CommitCutter, work: Work, when: Any, answer: str
 ) -> None:
     cutter.when = when
@@ -91,7 +91,7 @@ def test_a_key_decides_what_became_of_a_commit(
 
 
 @pytest.mark.usefixtures("prepared")
-def test_one_that_was_cut_in_two_commits_is_applied_once(
+def test_a_unit_cut_in_two_commits_is_applied_once(
     runner: Pool[Any], pair: Pair, cutter: CommitCutter, work: Work
 ) -> None:
     cutter.when = "before"
@@ -121,14 +121,14 @@ def test_a_unit_that_wrote_nothing_leaves_no_receipt_and_is_run_again(
 
 
 @pytest.mark.usefixtures("prepared", "cutter")
-def test_an_ordinary_unit_of_a_switchover_leaves_one(runner: Pool[Any], pair: Pair, work: Work) -> None:
+def test_a_unit_in_a_switchover_leaves_a_receipt(runner: Pool[Any], pair: Pair, work: Work) -> None:
     assert [runner.run(work) for _ in range(3)] == ["call 1", "call 2", "call 3"]
     rows = receipts(pair)
     assert len(rows) == 3
     assert all(unit.startswith(key) for key, unit in rows)
 
 
-def test_none_is_left_while_no_switchover_is_under_way(
+def test_no_receipt_is_left_without_a_switchover(
     deployment: Deployment, runner: Pool[Any], pair: Pair, work: Work
 ) -> None:
     assert runner.run(work) == "call 1"
@@ -143,7 +143,7 @@ def test_none_is_left_while_no_switchover_is_under_way(
 def test_a_commit_that_is_still_under_way_is_waited_for(
     kit: Kit, make_pool: MakePool, cutter: CommitCutter, work: Work, table: str
 ) -> None:
-    """The server goes on with it though its client is gone."""
+    """The server continues it although its client is gone."""
     pool = make_pool(max_size=2, bg_receipts_table=table)
     pool.run(lambda conn: kit.read(conn))
     begun, let_go = threading.Event(), threading.Event()
@@ -174,7 +174,7 @@ def test_a_commit_that_is_still_under_way_is_waited_for(
     assert cutter.when == "never"
 
 
-# -- an id of the caller's -----------------------------------------------------------------------------------------
+# -- the caller's own id -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("deployment")
@@ -187,7 +187,7 @@ def test_a_second_run_with_the_same_id_is_not_applied(runner: Pool[Any], pair: P
 
 
 @pytest.mark.usefixtures("deployment")
-def test_what_failed_can_be_run_with_its_id_again(kit: Kit, runner: Pool[Any], pair: Pair, work: Work) -> None:
+def test_a_failed_unit_can_be_run_again_with_its_id(kit: Kit, runner: Pool[Any], pair: Pair, work: Work) -> None:
     def fail(_conn: Any) -> None:
         raise LookupError
 
@@ -211,10 +211,10 @@ def test_a_unit_with_an_id_that_is_cut_in_its_commit_has_its_own_result(
 
 
 @pytest.mark.usefixtures("prepared")
-def test_a_result_that_another_run_applied_is_not_given_for_ones_own(
+def test_the_result_of_another_run_is_not_returned(
     runner: Pool[Any], pair: Pair, cutter: CommitCutter, work: Work
 ) -> None:
-    """The task queue has started the task twice, and the other one was faster."""
+    """The task queue has started the task twice, and the other run was faster."""
     cutter.when = "before"
 
     def another() -> None:
@@ -226,10 +226,10 @@ def test_a_result_that_another_run_applied_is_not_given_for_ones_own(
 
 
 @pytest.mark.usefixtures("prepared")
-def test_a_row_that_comes_later_still_decides(
+def test_a_row_that_arrives_late_still_decides(
     kit: Kit, pool: Pool[Any], pair: Pair, cutter: CommitCutter, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By replication, say: the attempt that found no row was cut itself before its COMMIT."""
+    """For example by replication: the attempt that found no row was itself cut before its COMMIT."""
     left: list[tuple[str, str]] = []
     unit = pool._unit_class
     leave = unit.awrite_receipt
@@ -272,10 +272,10 @@ def test_an_attempt_that_may_still_be_open_is_not_waited_for(
     assert len(receipts(pair)) == 1
 
 
-def test_an_id_is_left_at_the_end_where_it_could_not_be_at_the_beginning(
+def test_the_receipt_is_inserted_last_if_it_cannot_be_first(
     kit: Kit, make_pool: MakePool, pair: Pair, work: Work, table: str
 ) -> None:
-    """A role's transactions are read-only, and the function's own is not."""
+    """The role's transactions are read-only, but the function makes its own one writable."""
     if kit.engine is Engine.MYSQL:
         pool = make_pool(max_size=1, bg_receipts_table=table)
         work.meanwhile = lambda conn: kit.read(conn)
@@ -307,7 +307,7 @@ def test_a_decorated_function_has_its_id_chosen_for_each_call(kit: Kit, pool: Po
     assert len(receipts(pair)) == 2
 
 
-def test_what_is_no_id_is_refused(pool: Pool[Any], work: Work) -> None:
+def test_an_invalid_id_is_refused(pool: Pool[Any], work: Work) -> None:
     refused: list[Any] = ["", "two words", "it's", "back\\slash", "a" * 201, "naïve", 7, b"task"]
     for receipt_id in refused:
         with pytest.raises(bgpool.ConfigurationError, match=r"receipt_id=.* is allowed"):
@@ -330,12 +330,12 @@ def test_an_id_needs_a_table(make_runner: MakePool, work: Work) -> None:
 
 
 @pytest.mark.threads
-def test_a_function_is_to_choose_the_id(pool: Pool[Any]) -> None:
+def test_a_decorator_requires_a_function_for_the_id(pool: Pool[Any]) -> None:
     with pytest.raises(bgpool.ConfigurationError, match="receipt_id=str; a function"):
-        bgpool.transactional(pool, receipt_id="task-1")  # type: ignore[call-overload]  # what is refused
+        bgpool.transactional(pool, receipt_id="task-1")  # type: ignore[call-overload]  # must be refused
 
 
-# -- at all times --------------------------------------------------------------------------------------------------
+# -- always, not only in a switchover ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("when", "answer"), [("after", "call 1"), ("before", "call 2")])
@@ -364,10 +364,10 @@ def test_with_always_a_unit_that_was_cut_before_its_commit_is_run_again(
     assert work.rows(pair) == 1
 
 
-def test_with_always_a_transaction_that_cannot_write_is_left_alone(
+def test_with_always_a_read_only_transaction_leaves_no_receipt(
     kit: Kit, make_pool: MakePool, pair: Pair, table: str, own_log: pytest.LogCaptureFixture
 ) -> None:
-    """Nor is the server taken for one that takes no writes."""
+    """The server is not taken for a read-only server, either."""
     pool = make_pool(max_size=1, bg_receipts_table=table, bg_receipts="always")
 
     def look(conn: Any) -> int:
@@ -389,12 +389,12 @@ def test_with_always_a_transaction_that_cannot_write_is_left_alone(
     assert own_log.records == []
 
 
-# -- a table that is of no use ---------------------------------------------------------------------------------------
+# -- an unusable table -----------------------------------------------------------------------------------------------
 
-#: MySQL's error for it is the one that says that the id is there.
+#: MySQL's error for this key is the same as for an existing id.
 ANOTHER_KEY = "ALTER TABLE {t} ALTER created_at SET DEFAULT '2020-01-01 00:00:00', ADD UNIQUE (created_at)"
 
-#: What can be wrong with the table, by engine: what makes it so, and what the log says.
+#: Possible defects of the table, by engine: the statement that causes each, and the logged text.
 WRONG = {
     Engine.POSTGRESQL: {
         "missing": ("", "does not exist"),
@@ -427,7 +427,7 @@ WRONG = {
 
 @pytest.mark.usefixtures("prepared", "cutter")
 @pytest.mark.parametrize("wrong", list(WRONG[Engine.MYSQL]))
-def test_a_table_that_cannot_be_used_fails_no_unit_and_is_said_once(
+def test_an_unusable_table_fails_no_unit_and_is_logged_once(
     kit: Kit, make_pool: MakePool, pair: Pair, work: Work, wrong: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     change, said = WRONG[kit.engine][wrong]
@@ -450,13 +450,13 @@ def test_a_table_that_cannot_be_used_fails_no_unit_and_is_said_once(
 
 @pytest.mark.usefixtures("deployment")
 @pytest.mark.threads
-def test_what_leaves_a_receipt_out_is_not_taken_for_the_key(kit: Kit, pool: Pool[Any], pair: Pair, work: Work) -> None:
-    """Nor is a unit that was never applied said to have been."""
+def test_a_skipped_insert_is_not_taken_for_an_existing_key(kit: Kit, pool: Pool[Any], pair: Pair, work: Work) -> None:
+    """A unit that was never applied is not reported as applied."""
     if kit.engine is Engine.MYSQL:
         run_sql(pair, ANOTHER_KEY.format(t=TABLE))
     assert pool.run(work, receipt_id="task-1") == "call 1"
     if kit.engine is Engine.POSTGRESQL:
-        # Since it was looked at.
+        # After the pool has checked the table.
         run_sql(pair, f"CREATE RULE away AS ON INSERT TO {TABLE} WHERE id = 'task-2' DO INSTEAD NOTHING")
     assert pool.run(work, receipt_id="task-2") == "call 2"
     assert (work.rows(pair), len(receipts(pair))) == (2, 1)
@@ -464,7 +464,7 @@ def test_what_leaves_a_receipt_out_is_not_taken_for_the_key(kit: Kit, pool: Pool
 
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("unusual", [False, True])
-def test_it_is_of_no_matter_how_the_connection_is_set_up(
+def test_receipts_work_with_any_setup_of_the_connection(
     kit: Kit, make_pool: MakePool, pair: Pair, cutter: CommitCutter, work: Work, table: str, unusual: bool
 ) -> None:
     on_postgres = kit.engine is Engine.POSTGRESQL
@@ -477,7 +477,7 @@ def test_it_is_of_no_matter_how_the_connection_is_set_up(
 
 @pytest.fixture
 def elsewhere(kit: Kit, pair: Pair, table: str) -> Iterator[str]:
-    """What has a session look for names in a schema that has a table of the same name."""
+    """A statement after which a session finds names in a schema that has a table of the same name."""
     del table
     on_postgres = kit.engine is Engine.POSTGRESQL
     run_sql(pair, "CREATE SCHEMA tenant")
@@ -488,7 +488,7 @@ def elsewhere(kit: Kit, pair: Pair, table: str) -> Iterator[str]:
 
 
 @pytest.mark.usefixtures("prepared")
-def test_it_is_one_table_wherever_a_function_has_names_looked_for(
+def test_the_same_table_is_used_with_any_search_path(
     kit: Kit, pool: Pool[Any], pair: Pair, cutter: CommitCutter, work: Work, elsewhere: str
 ) -> None:
     work.meanwhile = lambda conn: kit.execute(conn, elsewhere)
@@ -499,7 +499,7 @@ def test_it_is_one_table_wherever_a_function_has_names_looked_for(
 
 @pytest.mark.threads
 def test_a_claim_waits_no_longer_than_the_unit(kit: Kit, make_pool: MakePool, work: Work, table: str) -> None:
-    """And the session's own limit is in force again."""
+    """Afterwards the session's own limit applies again."""
     pool = make_pool(max_size=2, bg_receipts_table=table)
     limit = "SHOW lock_timeout" if kit.engine is Engine.POSTGRESQL else "SELECT @@SESSION.innodb_lock_wait_timeout"
     before = pool.run(lambda conn: kit.execute(conn, limit))
@@ -513,7 +513,7 @@ def test_a_claim_waits_no_longer_than_the_unit(kit: Kit, make_pool: MakePool, wo
         assert work.calls == 0
 
 
-def test_what_is_no_name_of_a_table_is_refused(make_pool: MakePool) -> None:
+def test_an_invalid_table_name_is_refused(make_pool: MakePool) -> None:
     refused: list[Any] = ["", "a b", "a.b.c", "x;y", 'q"q', "x" * 64, 7]
     for given in refused:
         with pytest.raises(bgpool.ConfigurationError, match=r"bg_receipts_table=.* is allowed"):

@@ -1,4 +1,4 @@
-"""Old receipts are deleted by units of work: a part at a time, by one of them, and in nobody's way."""
+"""Old receipts are deleted by units of work: a part at a time, by one unit, and without delaying other units."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RETENTION_S = 600
 
 @pytest.fixture
 def table(pair: Pair) -> Iterator[str]:
-    """The table, empty, gone after the test."""
+    """The table, empty; removed after the test."""
     create(pair)
     yield TABLE
     run_sql(pair, f"DROP TABLE IF EXISTS {TABLE}")
@@ -44,7 +44,7 @@ def pool(make_pool: MakePool, table: str) -> Pool[Any]:
 
 
 def fill(pair: Pair, rows: int, age_s: int) -> None:
-    """Insert as many *rows* of that age."""
+    """Insert the given number of *rows* of that age."""
     if pair.engine is Engine.MYSQL:
         digits = " UNION ALL ".join(f"SELECT {n} AS n" for n in range(10))
         numbers = "a.n * 1000 + b.n * 100 + c.n * 10 + d.n"
@@ -62,7 +62,7 @@ def fill(pair: Pair, rows: int, age_s: int) -> None:
 
 
 def rows(pair: Pair) -> int:
-    """How many there are."""
+    """Return the number of rows."""
     return int(run_sql(pair, f"SELECT count(*) FROM {TABLE}")[0][0])
 
 
@@ -73,13 +73,13 @@ def test_rows_beyond_the_retention_are_deleted_part_by_part(kit: Kit, pool: Pool
     for _ in range(4):
         pool.run(kit.read)
         left.append(rows(pair) - 3)
-        # As if as many units had left a receipt.
+        # As if that number of units had left a receipt.
         for _ in range(RECEIPTS_BACKLOG_EVERY):
             pool._receipts.note_left()  # type: ignore[union-attr]  # there is a table
     assert left == [RECEIPTS_DELETED_AT_ONCE + 7, 7, 0, 0]
 
 
-def test_without_an_index_nothing_is_deleted_and_that_is_said_once(
+def test_without_an_index_nothing_is_deleted_and_this_is_logged_once(
     kit: Kit, make_pool: MakePool, pair: Pair, table: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     on = f"created_at ON {table}" if kit.engine is Engine.MYSQL else f"{table}_created_at_idx"
@@ -96,7 +96,7 @@ def test_without_an_index_nothing_is_deleted_and_that_is_said_once(
     assert "has no index on created_at" in lines[0]
 
 
-def test_a_table_that_is_missing_is_said_before_it_is_needed(
+def test_a_missing_table_is_logged_before_it_is_needed(
     kit: Kit, make_pool: MakePool, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, logger="bgpool"):
@@ -111,7 +111,7 @@ def test_the_lock_of_mysql_needs_no_function_that_mysql_9_6_removed() -> None:
     assert not re.search(r"\b(MD5|SHA1?)\(", mysql.lock_of("app.receipts") + mysql.lock_of("receipts"))
 
 
-#: What keeps a deletion away: others delete just then, or the table is being changed.
+#: Reasons to skip a deletion: another process deletes at the moment, or the table is being changed.
 BUSY = {
     Engine.POSTGRESQL: {
         "another": f"SELECT pg_advisory_lock({0x62677263}, '{TABLE}'::regclass::oid::int4)",
@@ -126,7 +126,7 @@ BUSY = {
 
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize("by", ["another", "a change"])
-def test_who_would_have_to_wait_deletes_nothing(kit: Kit, pool: Pool[Any], pair: Pair, by: str) -> None:
+def test_a_unit_that_would_have_to_wait_deletes_nothing(kit: Kit, pool: Pool[Any], pair: Pair, by: str) -> None:
     fill(pair, 5, 2 * RETENTION_S)
     other = kit.connect(pair)
     for statement in BUSY[kit.engine][by].split("; "):
@@ -150,7 +150,7 @@ def test_who_would_have_to_wait_deletes_nothing(kit: Kit, pool: Pool[Any], pair:
         pool.run(kit.read)
         return rows(pair) == 0
 
-    # The server may take a moment to see that the other session has ended.
+    # The server may need a moment to notice that the other session has ended.
     wait_until(deleted)
 
 
@@ -161,8 +161,8 @@ def test_none_are_deleted_in_a_switchover(kit: Kit, pool: Pool[Any], pair: Pair)
     assert rows(pair) == 5
 
 
-def test_a_session_that_takes_no_writes_deletes_none_and_is_kept(kit: Kit, pool: Pool[Any], pair: Pair) -> None:
-    """As on a reader: a refused DELETE would make the pool distrust all of its connections."""
+def test_a_read_only_session_deletes_nothing_and_is_kept(kit: Kit, pool: Pool[Any], pair: Pair) -> None:
+    """Like on a reader: a refused DELETE would make the pool replace all of its connections."""
     if kit.engine is Engine.POSTGRESQL:
         run_sql(pair, "ALTER ROLE app SET default_transaction_read_only = on")
     else:

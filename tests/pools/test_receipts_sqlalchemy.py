@@ -1,4 +1,4 @@
-"""Receipts of units of work through SQLAlchemy: what is its own beside what test_receipts promises of every way."""
+"""Receipts of units of work through SQLAlchemy: only the aspects that test_receipts does not cover for every way."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def engine(make_engine: MakeEngine) -> sqlalchemy.Engine:
 
 
 def another_run(pair: Pair, receipt_id: str = "task-1") -> None:
-    """Another run with the same id has been applied."""
+    """Apply another run with the same id."""
     run_sql(pair, f"INSERT INTO {TABLE} (id, unit) VALUES ('{receipt_id}', 'another')")
 
 
 @pytest.fixture
 def another(pair: Pair) -> Iterator[Callable[[], None]]:
-    """Begins a transaction that inserts ``task-1`` and commits after 0.6 s; on blue, in a thread."""
+    """Begin a transaction that inserts ``task-1`` and commits after 0.6 s; on blue, in a thread."""
     threads: list[threading.Thread] = []
     began = threading.Event()
 
@@ -80,7 +80,7 @@ _sleep = time.sleep
 
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_the_session_that_was_applied_is_told_once_and_keeps_its_objects(
+def test_the_applied_session_commits_once_and_keeps_its_objects(
     engine: sqlalchemy.Engine, cutter: CommitCutter, shop: Shop, when: Any
 ) -> None:
     maker = sessionmaker(engine, expire_on_commit=False)
@@ -101,7 +101,7 @@ def test_the_session_that_was_applied_is_told_once_and_keeps_its_objects(
 def test_a_new_object_from_outside_is_inserted_by_the_attempt_that_is_applied(
     engine: sqlalchemy.Engine, cutter: CommitCutter, when: Any
 ) -> None:
-    """Also where the attempt that inserts the receipt first is itself cut."""
+    """Also if the attempt that first inserts the receipt is itself cut."""
     order, cutter.when = Order(number=1, item="tea"), when
     sessions: list[Session] = []
 
@@ -117,7 +117,7 @@ def test_a_new_object_from_outside_is_inserted_by_the_attempt_that_is_applied(
 
 
 @pytest.mark.usefixtures("prepared")
-def test_what_another_run_has_applied_is_none_of_the_attempt_s(
+def test_work_applied_by_another_run_is_not_attributed_to_the_attempt(
     engine: sqlalchemy.Engine, pair: Pair, cutter: CommitCutter
 ) -> None:
     maker = sessionmaker(engine)
@@ -132,7 +132,7 @@ def test_what_another_run_has_applied_is_none_of_the_attempt_s(
 
 
 @pytest.mark.usefixtures("deployment")
-def test_a_key_that_is_taken_costs_no_connection_and_no_place(kit: Kit, engine: sqlalchemy.Engine, pair: Pair) -> None:
+def test_an_existing_key_loses_neither_connection_nor_slot(kit: Kit, engine: sqlalchemy.Engine, pair: Pair) -> None:
     maker: Any = sessionmaker(engine)
     session = run(maker, lambda session: kit.session(_drivers(session.connection())))
     another_run(pair)
@@ -156,10 +156,10 @@ def test_a_function_that_sends_nothing_is_applied_once_as_well(engine: sqlalchem
 
 @pytest.mark.threads_alone
 @pytest.mark.usefixtures("prepared")
-def test_a_session_that_sends_nothing_the_second_time_is_asked_for_all_the_same(
+def test_a_session_that_sends_nothing_again_is_still_checked_for_its_receipt(
     engine: sqlalchemy.Engine, cutter: CommitCutter, shop: Shop
 ) -> None:
-    """The first call was applied: the second, which would connect with its first statement, is none."""
+    """The first call was applied. The second call, which connects with its first statement, does not happen."""
     cutter.when = "after"
 
     def call(session: Session) -> str:
@@ -175,7 +175,7 @@ def test_a_session_that_sends_nothing_the_second_time_is_asked_for_all_the_same(
 @pytest.mark.threads_alone
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_savepoints_and_receipts(engine: sqlalchemy.Engine, cutter: CommitCutter, shop: Shop, when: Any) -> None:
+def test_savepoints_work_with_receipts(engine: sqlalchemy.Engine, cutter: CommitCutter, shop: Shop, when: Any) -> None:
     def call(session: Session) -> int:
         with session.begin_nested():
             shop(session)
@@ -190,7 +190,7 @@ def test_savepoints_and_receipts(engine: sqlalchemy.Engine, cutter: CommitCutter
 
 @pytest.mark.threads_alone
 @pytest.mark.usefixtures("deployment")
-def test_a_scoped_session_is_the_one_before_again(engine: sqlalchemy.Engine, pair: Pair) -> None:
+def test_the_previous_scoped_session_is_restored(engine: sqlalchemy.Engine, pair: Pair) -> None:
     scoped = scoped_session(sessionmaker(engine))
     outer = scoped()
     run(scoped, lambda _session: scoped.execute(_insert(1, "tea")), receipt_id="task-1")
@@ -220,10 +220,10 @@ def test_decorated_functions_choose_their_ids(engine: sqlalchemy.Engine) -> None
     assert insert(2) == bgpool.AlreadyApplied("direct-2")
     assert items(engine) == ["tea", "milk"]
     with pytest.raises(bgpool.ConfigurationError, match="receipt_id=str; a function"):
-        transactional(engine, receipt_id="task-1")  # type: ignore[call-overload]  # what is refused
+        transactional(engine, receipt_id="task-1")  # type: ignore[call-overload]  # must be refused
 
 
-# -- transactions of other kinds -------------------------------------------------------------------------------------
+# -- isolation levels and other kinds of transactions ----------------------------------------------------------------
 
 
 @pytest.mark.threads_alone
@@ -251,7 +251,7 @@ def test_a_key_decides_in_every_isolation_level(
 def test_another_run_that_is_about_to_commit_is_waited_for_in_every_isolation_level(
     make_engine: MakeEngine, another: Callable[[], None], shop: Shop, level: str
 ) -> None:
-    """PostgreSQL cannot serialize then; and a user's own time limit for statements is no reason to call twice."""
+    """PostgreSQL then reports a serialization failure; a user's own statement timeout must not cause a second call."""
     engine = make_engine(bg_receipts_table=TABLE)
     postgres = engine.dialect.name == "postgresql"
     if postgres:
@@ -284,7 +284,7 @@ def test_the_time_for_it_ends_with_sqlalchemy_s_error(
 @pytest.mark.threads_alone
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_the_level_that_the_function_has_chosen_is_the_next_attempt_s(
+def test_the_next_attempt_keeps_the_isolation_level_of_the_function(
     kit: Kit, engine: sqlalchemy.Engine, cutter: CommitCutter, shop: Shop, when: Any
 ) -> None:
     shown = {
@@ -296,12 +296,12 @@ def test_the_level_that_the_function_has_chosen_is_the_next_attempt_s(
     def call(session: Session) -> None:
         options = {"isolation_level": "SERIALIZABLE"}
         if shop.calls:
-            # SQLAlchemy warns: it is connected already.
+            # SQLAlchemy warns that the session is already connected.
             with pytest.warns(sqlalchemy.exc.SAWarning):
                 session.connection(execution_options=options)
         else:
             session.connection(execution_options=options)
-            # Not at the one that MySQL's dialect sends behind the level.
+            # Do not cut at the COMMIT that MySQL's dialect sends after it has set the level.
             cutter.when = when
         found.append(session.execute(text(shown)).all()[0][-1].upper())
         shop(session)
@@ -324,7 +324,7 @@ def test_a_transaction_that_is_read_only_has_no_receipt(kit: Kit, engine: sqlalc
     assert receipts(pair) == []
 
 
-# -- how it is given ---------------------------------------------------------------------------------------------------
+# -- the options of receipts -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.threads_alone
@@ -340,9 +340,7 @@ def test_the_table_may_be_given_in_connect_args(make_engine: MakeEngine, pair: P
 
 @pytest.mark.threads_alone
 @pytest.mark.usefixtures("prepared", "cutter")
-def test_a_table_that_is_missing_is_said_once(
-    make_engine: MakeEngine, pair: Pair, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_missing_table_is_logged_once(make_engine: MakeEngine, pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
     run_sql(pair, f"DROP TABLE {TABLE}")
     engine = make_engine(bg_receipts_table=TABLE)
     with caplog.at_level(logging.WARNING, logger="bgpool"):

@@ -1,4 +1,4 @@
-"""What reset="session" leaves of a session's last user: nothing."""
+"""reset="session" removes all of a user's settings and objects from the session."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ON_ASYNC_POOL = ()
 
 MakePool = Callable[..., Pool[Any]]
 
-#: What a user leaves in a session, and how the next one would meet it.
+#: Objects and settings that a user leaves in a session, and the statements by which the next user would find them.
 LEFTOVERS = {
     Engine.POSTGRESQL: {
         "a setting": ("SET timezone = 'Pacific/Chatham'", "SHOW timezone"),
@@ -55,7 +55,7 @@ KWARGS: dict[Engine, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("option", ["session", None])
-def test_what_a_user_leaves_is_gone_from_the_same_session(kit: Kit, make_pool: MakePool, option: str | None) -> None:
+def test_a_users_remains_are_gone_from_the_same_session(kit: Kit, make_pool: MakePool, option: str | None) -> None:
     pool = make_pool(max_size=1, reset=option, kwargs=KWARGS[kit.engine])
     for what, (statement, question) in LEFTOVERS[kit.engine].items():
         with pool.connection() as conn:

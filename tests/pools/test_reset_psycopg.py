@@ -1,4 +1,4 @@
-"""What reset="session" does with what psycopg keeps on its own side of a connection."""
+"""The effect of reset="session" on the state that psycopg keeps on its own side of a connection."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pool(make_pool: MakePool) -> Pool[Any]:
 
 
 def test_prepared_statements_are_prepared_again(pool: Pool[Any]) -> None:
-    # Nothing is prepared at the first reset: psycopg does not notice a later one by itself.
+    # Nothing is prepared at the first reset; psycopg does not notice a later reset by itself.
     for executions, prepared in ((1, 0), (8, 1), (1, 0)):
         conn = pool.getconn()
         for number in range(executions):
@@ -36,7 +36,7 @@ def test_prepared_statements_are_prepared_again(pool: Pool[Any]) -> None:
         conn.close()
 
 
-def test_a_statement_may_mean_another_table(pool: Pool[Any]) -> None:
+def test_a_prepared_statement_may_refer_to_another_table(pool: Pool[Any]) -> None:
     for kind, value in (("int", 1), ("text", "one")):
         with pool.connection() as conn:
             conn.execute(f"CREATE TEMPORARY TABLE mine AS SELECT '{value}'::{kind} AS it")
@@ -44,7 +44,7 @@ def test_a_statement_may_mean_another_table(pool: Pool[Any]) -> None:
                 assert conn.execute("SELECT it FROM mine").fetchall() == [(value,)]
 
 
-def test_modes_are_as_they_were(pool: Pool[Any]) -> None:
+def test_modes_are_restored(pool: Pool[Any]) -> None:
     with pool.connection() as conn:
         conn.isolation_level = psycopg.IsolationLevel.SERIALIZABLE
         conn.read_only = True
@@ -67,7 +67,7 @@ def test_a_pool_in_autocommit_stays_in_it(make_pool: MakePool) -> None:
 
 
 @pytest.mark.threads
-def test_it_happens_in_a_thread_of_the_pool(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reset_runs_in_a_thread_of_the_pool(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = make_pool(max_size=1, reset="session")
     conn = pool.getconn()
     monkeypatch.setattr(conn, "execute", lambda *_args, **_kwargs: executed.append(threading.current_thread()))

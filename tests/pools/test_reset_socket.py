@@ -1,4 +1,4 @@
-"""A connection that its server has reset, where psycopg gives up without having read the end."""
+"""A connection that its server has reset, where psycopg fails before it has read the end of the stream."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ KIT = KITS[Engine.POSTGRESQL]
 
 @pytest.fixture
 def reset(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], None]]:
-    """End the server's side of a connection; what is sent next is sent, and psycopg finds an error at the socket.
+    """Reset the server's side of a connection; the next send succeeds, and psycopg then finds an error at the socket.
 
-    In life the reset has to arrive in the very moment in which psycopg looks.
+    Outside of tests, the reset must arrive exactly when psycopg looks.
     """
     ended: list[int] = []
     wait = psycopg.waiting.wait
@@ -54,7 +54,7 @@ def reset(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any
 
 @pytest.mark.parametrize("send", ["rollback", "commit", "execute"])
 @pytest.mark.usefixtures("deployment")
-def test_it_is_lost(make_pool: MakePool, reset: Callable[[Any], None], send: str) -> None:
+def test_a_reset_connection_is_lost(make_pool: MakePool, reset: Callable[[Any], None], send: str) -> None:
     pool = make_pool(max_size=1)
     conn = pool.getconn()
     conn.execute("SELECT 1")
@@ -71,7 +71,7 @@ def test_it_is_lost(make_pool: MakePool, reset: Callable[[Any], None], send: str
     ("send", "error"),
     [("execute", bgpool.SwitchoverInterrupted), ("commit", bgpool.CommitOutcomeUnknown)],
 )
-def test_in_a_switchover_it_was_cut(
+def test_in_a_switchover_a_reset_counts_as_a_cut(
     deployment: Deployment, make_pool: MakePool, reset: Callable[[Any], None], send: str, error: type[Exception]
 ) -> None:
     pool = make_pool(max_size=1, bg_drain_timeout_ms=20_000)

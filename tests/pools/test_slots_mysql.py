@@ -1,4 +1,4 @@
-"""An interrupt between any two steps of a MySQL pool loses no slot, no connection and no caller in the queue."""
+"""An interrupt between any two steps of a MySQL pool loses no slot, no connection and no queued caller."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from bgpool.pools.mysql.store import Store
 
 
 class Connection:
-    """What a handle needs of a connection."""
+    """A connection with the parts that a handle needs."""
 
     bgpool_is_open = False
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def raised_after(step: Callable[..., object] | None = None) -> Callable[..., Any]:
-    """What does *step*, and is interrupted right after it."""
+    """Return a function that runs *step* and is interrupted right after it."""
 
     def interrupted(*args: Any, **kwargs: Any) -> None:
         if step is not None:
@@ -38,7 +38,7 @@ def raised_after(step: Callable[..., object] | None = None) -> Callable[..., Any
 
 
 def connection_of(slots: Slots) -> Any:
-    """A connection with a slot of its own, in use."""
+    """Return a connection in use, with its slot."""
     slots.closed = False
     claimed: list[Slot] = []
     waiters = list(slots.waiters)
@@ -51,7 +51,7 @@ def connection_of(slots: Slots) -> Any:
 
 
 @pytest.mark.parametrize("answered", [False, True])
-def test_a_caller_keeps_its_place_when_the_one_that_answers_it_is_interrupted(
+def test_a_caller_keeps_its_place_if_the_returning_caller_is_interrupted(
     monkeypatch: pytest.MonkeyPatch, answered: bool
 ) -> None:
     slots = Slots(0, 2)
@@ -68,7 +68,7 @@ def test_a_caller_keeps_its_place_when_the_one_that_answers_it_is_interrupted(
 
 
 def test_the_slot_of_a_connection_that_vanished_is_free() -> None:
-    """The finalizer of a connection can be interrupted, and Python goes on."""
+    """The connection's finalizer can be interrupted; Python then continues."""
     slots = Slots(0, 1)
     connection = connection_of(slots)
     assert slots.stats()["pool_size"] == 1
@@ -90,7 +90,7 @@ def test_a_caller_that_was_interrupted_as_it_joined_the_queue_is_not_in_it() -> 
 
 
 @pytest.mark.parametrize("where", ["place", "handle", "close"])
-def test_an_interrupt_costs_no_place_of_pooleddb(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+def test_an_interrupt_loses_no_slot_of_pooleddb(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     db = PooledDB(pymysql, maxconnections=1, host="127.0.0.1", user="app")
     monkeypatch.setattr(type(db.pool), "getconn", lambda _pool: Connection())
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

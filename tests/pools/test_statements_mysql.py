@@ -1,4 +1,4 @@
-"""What the text of a MySQL statement says about the transaction it runs in."""
+"""The text of a MySQL statement and its effect on the transaction that it runs in."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ MANY = ONE._replace(many=True)
         ("", b""),
     ],
 )
-def test_first_word(statement: str, word: bytes) -> None:
+def test_the_first_word_is_found(statement: str, word: bytes) -> None:
     assert first_words(statement.encode())[0] == word
 
 
-def test_savepoints_are_no_end() -> None:
+def test_savepoints_do_not_end_a_transaction() -> None:
     assert first_words(b"ROLLBACK TO SAVEPOINT s") == (b"ROLLBACK", True)
     assert first_words(b"rollback work to s") == (b"ROLLBACK", True)
     assert first_words(b"ROLLBACK") == (b"ROLLBACK", False)
@@ -100,16 +100,16 @@ WRITES = (
     "WITH a AS (SELECT 1) DELETE FROM t",
     "LOAD DATA LOCAL INFILE 'x' INTO TABLE t",
     "CREATE TEMPORARY TABLE t (n INT)",
-    # A stored function may write; so may one of a server's own name behind a blank, or of a schema.
+    # A stored function may write; so may a function named like a built-in one before a blank, or one of a schema.
     "SELECT f()",
     "SELECT `f`(1)",
     "SELECT f\n(1)",
     "SELECT f /* */ (1)",
     "SELECT MAX (1)",
     "SELECT app . max(1)",
-    # A control character behind -- begins a comment, too; what looks like a string is none.
+    # A control character after -- begins a comment, too; the following quotes are no string.
     "SELECT 1 --\x01 '\n, f(1) -- '",
-    # A sequence goes on, whatever becomes of the transaction.
+    # A sequence advances, even if the transaction is rolled back.
     "SELECT NEXT VALUE FOR s",
     "SELECT fé(1)",
     "SELECT n FROM t WHERE (((f(n))))",
@@ -179,12 +179,12 @@ IMPLICIT_COMMITS = (
     [(Effect.NOTHING, READS), (Effect.WRITES, WRITES), (Effect.ENDS, ENDS), (Effect.ANYTHING, ANYTHING)],
     ids=lambda value: value.name if isinstance(value, Effect) else "",
 )
-def test_effect(effect: Effect, statements: tuple[str, ...]) -> None:
+def test_the_effect_of_a_statement_is_recognized(effect: Effect, statements: tuple[str, ...]) -> None:
     wrong = {text: judge(text.encode(), ONE) for text in statements if judge(text.encode(), ONE) is not effect}
     assert not wrong
 
 
-def test_what_commits_implicitly_is_never_said_not_to() -> None:
+def test_implicit_commits_are_never_reported_as_harmless() -> None:
     assert len(IMPLICIT_COMMITS) > 100
     assert not [text for text in IMPLICIT_COMMITS if not may_end(text.encode(), ONE)]
 
@@ -199,7 +199,7 @@ def test_what_commits_implicitly_is_never_said_not_to() -> None:
         ("XA ROLLBACK 'x'", Effect.TWO_PHASE),
     ],
 )
-def test_commits(statement: str, effect: Effect) -> None:
+def test_committing_statements_are_recognized(statement: str, effect: Effect) -> None:
     assert judge(statement.encode(), ONE) is effect
 
 
@@ -218,15 +218,15 @@ def test_commits(statement: str, effect: Effect) -> None:
         ("SELECT \"a\\\"; COMMIT", Effect.ANYTHING),
     ],
 )  # fmt: skip
-def test_several_statements_in_one_text(text: str, effect: Effect) -> None:
+def test_several_statements_in_one_text_are_recognized(text: str, effect: Effect) -> None:
     assert judge(text.encode(), MANY) is effect
 
 
 def test_a_backslash_is_read_as_the_server_reads_it() -> None:
     text = rb"INSERT INTO t VALUES ('\'); COMMIT; SELECT ('a')"
     assert judge(text, MANY._replace(backslash=False)) is Effect.ANYTHING
-    assert judge(text, MANY) is Effect.ANYTHING, "the quote is open at the end"
-    # In latin1 a blank may be a no-break space.
+    assert judge(text, MANY) is Effect.ANYTHING, "the quoted text does not end"
+    # In latin1, blanks include the no-break space.
     latin1 = Text("cp1252", many=False, backslash=True)
     assert judge(b"SELECT 1 --\xa0'\n, f(1) -- '", latin1) is Effect.WRITES
     # The second byte of a character may look like a backslash.
@@ -234,16 +234,16 @@ def test_a_backslash_is_read_as_the_server_reads_it() -> None:
 
 
 @pytest.mark.parametrize("word", ["SELECT", "insert", "Update", "DELETE"])
-def test_most_statements_are_told_by_their_first_bytes(word: str) -> None:
+def test_most_statements_are_recognized_by_their_first_bytes(word: str) -> None:
     statement = f"{word} INTO t VALUES ('COMMIT')".encode()
     assert is_ordinary(statement)
-    assert is_ordinary(bytearray(statement)), "as executemany() has it"
+    assert is_ordinary(bytearray(statement)), "the form used by executemany()"
     assert not may_end(statement, ONE)
     assert not ends_transaction(first_words(statement)[0])
 
 
 @pytest.mark.parametrize("text", ["COMMIT", "SELECT", "INSERTS ", " SELECT 1", "/*! COMMIT */", "REPLACE INTO t", ""])
-def test_others_are_looked_at(text: str) -> None:
+def test_other_statements_are_parsed(text: str) -> None:
     assert not is_ordinary(text.encode())
 
 
@@ -267,15 +267,15 @@ def test_only_the_beginning_of_a_long_text_is_known() -> None:
     ],
     ids=lambda value: str(value)[:9],
 )
-def test_no_text_takes_long(text: str, effect: Effect) -> None:
+def test_no_text_takes_long_to_parse(text: str, effect: Effect) -> None:
     began = time.process_time()
     assert judge(text.encode(), ONE) is effect
     first_words(text.encode())
     assert time.process_time() - began < 2.0
 
 
-#: Which effects are in doubt: in a transaction; where none is open, in autocommit; where none is open, without; and
-#: where it is not known whether one is open, in autocommit.
+#: The effects that are in doubt: in a transaction; outside a transaction, in autocommit; outside a transaction, without
+#: autocommit; and in autocommit if it is unknown whether a transaction is open.
 STATES = {
     (True, True, True): {Effect.ENDS, Effect.COMMIT, Effect.TWO_PHASE, Effect.ANYTHING},
     (False, False, True): {Effect.WRITES, Effect.TWO_PHASE, Effect.ANYTHING},
@@ -285,7 +285,7 @@ STATES = {
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_what_is_in_doubt(state: tuple[bool, bool, bool]) -> None:
+def test_effects_are_in_doubt_depending_on_the_state(state: tuple[bool, bool, bool]) -> None:
     surely, maybe, autocommit = state
     doubted = {
         effect for effect in Effect if doubt_of(effect, surely_open=surely, may_be_open=maybe, autocommit=autocommit)
@@ -311,7 +311,7 @@ def test_what_is_in_doubt(state: tuple[bool, bool, bool]) -> None:
         ("XA START 'cut'", "XA PREPARE 'cut'", True),
     ],
 )
-def test_what_a_cut_says(
+def test_the_error_of_a_cut_depends_on_the_statement(
     kit: Kit, deployment: Deployment, make_pool: Callable[..., Pool[Any]], pair: Pair, begin: str, statement: str,
     unknown: bool,
 ) -> None:  # fmt: skip
@@ -326,7 +326,7 @@ def test_what_a_cut_says(
 
 @pytest.fixture(scope="module")
 def scratch(mysql_pair: Pair) -> Iterator[Pair]:
-    """A database with a table, a function that writes, and an empty one to look for what was committed."""
+    """A database with a table, a function that writes, and an empty table that shows committed rows."""
     mysql_pair.blue.execute("CREATE DATABASE scratch")
     for sql in (
         "CREATE TABLE t (n INT, a TEXT)",
@@ -341,7 +341,7 @@ def scratch(mysql_pair: Pair) -> Iterator[Pair]:
 
 
 def committed_by(pair: Pair, statement: str) -> bool:
-    """Whether *statement*, or the attempt, commits the transaction that it is run in."""
+    """Return whether *statement*, even if it fails, commits the transaction that it runs in."""
     with pair.blue.superuser("scratch") as session, session.cursor() as cursor:
         for sql in ("BEGIN", "INSERT INTO witness VALUES (1)"):
             cursor.execute(sql)
@@ -351,23 +351,23 @@ def committed_by(pair: Pair, statement: str) -> bool:
 
 
 @pytest.mark.lab
-def test_what_is_said_to_commit_nothing_commits_nothing(scratch: Pair) -> None:
+def test_statements_judged_harmless_commit_nothing(scratch: Pair) -> None:
     harmless = [text for text in (*READS, *WRITES) if "OUTFILE" not in text]
     assert not [text for text in harmless if committed_by(scratch, text)]
 
 
 @pytest.mark.lab
 @pytest.mark.parametrize("statement", ["CALL p()", "ALTER TABLE t COMMENT 'x'", "DROP TABLE no_such_table"])
-def test_what_commits_is_not_said_to_commit_nothing(scratch: Pair, statement: str) -> None:
-    """Nor what fails: it has committed before."""
+def test_committing_statements_are_not_judged_harmless(scratch: Pair, statement: str) -> None:
+    """This includes a statement that fails: it has already committed."""
     assert committed_by(scratch, statement)
     assert may_end(statement.encode(), ONE)
     scratch.blue.execute("TRUNCATE witness", database="scratch")
 
 
 @pytest.mark.lab
-def test_the_servers_own_functions_are_not_replaced_by_stored_ones(scratch: Pair) -> None:
-    """A call that would look for a stored function says that there is none."""
+def test_built_in_functions_are_not_replaced_by_stored_ones(scratch: Pair) -> None:
+    """If the server looked for a stored function, it would raise an error because there is none."""
 
     def looks_for_stored(call: str) -> bool:
         try:

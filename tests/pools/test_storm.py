@@ -1,4 +1,4 @@
-"""After a switchover a server is asked for no more connections at once than each pool held before."""
+"""After a switchover a server gets no more concurrent connects than each pool's number of connections before."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ CALLERS = 8
 
 
 class Door:
-    """Counts who is connecting at a time, and keeps each for a moment; the pool's one trial of green is not counted.
+    """Counts concurrent connects, and delays each for a moment; a pool's one trial of green is not counted.
 
     Attributes:
-        most: How many were connecting at most. The first ones wait until *expected* are, for 10 s at most.
+        most: The maximum of concurrent connects. The first ones wait for *expected* others, for 10 s at most.
     """
 
     def __init__(self, pool: Pool[Any], monkeypatch: pytest.MonkeyPatch, expected: int = 1) -> None:
@@ -55,7 +55,7 @@ class Door:
 
 
 def crowd(pool: Pool[Any], deployment: Deployment) -> list[float]:
-    """Callers that are held until a rollback, and then each want a connection of their own for a while."""
+    """Run callers that are held until a rollback and then each keep a connection for a while; return their times."""
     took: list[float] = []
 
     def call() -> None:
@@ -76,7 +76,7 @@ def crowd(pool: Pool[Any], deployment: Deployment) -> list[float]:
 
 
 @pytest.mark.parametrize("held", [1, 2])
-def test_no_more_at_once_than_were_held(
+def test_a_pool_opens_no_more_at_once_than_it_held(
     deployment: Deployment, make_pool: Callable[..., Pool[Any]], monkeypatch: pytest.MonkeyPatch, held: int
 ) -> None:
     pool = make_pool(min_size=0, max_size=CALLERS)
@@ -94,7 +94,7 @@ def test_a_pool_that_held_nothing_is_not_slowed(
 ) -> None:
     pool = make_pool(min_size=0, max_size=CALLERS)
     deployment.phase(Phase.IN_PROGRESS)
-    # psycopg_pool grows by one connection at a time, whoever waits.
+    # psycopg_pool opens one connection at a time, independent of the number of waiting callers.
     at_once = CALLERS if kit.engine is Engine.MYSQL else 1
     door = Door(pool, monkeypatch, at_once)
     assert len(crowd(pool, deployment)) == CALLERS
@@ -107,13 +107,13 @@ def test_a_pool_that_held_nothing_is_not_slowed(
         (8, 1, 2, 4),  # a single process has all cores
         (8, 2, 2, 2),
         (8, 4, 2, 1),
-        (8, 64, 2, 1),  # one after the other: two cores cannot do more anyway
+        (8, 64, 2, 1),  # one at a time: two cores cannot do more
         (8, 64, 64, 2),
-        (1, 1, 64, 1),  # green is not asked for more than blue carried
-        (0, 1, 2, 1),  # and a pool that held nothing still begins
+        (1, 1, 64, 1),  # green gets no more connects than blue had connections
+        (0, 1, 2, 1),  # a pool without connections may still open one
     ],
 )
-def test_the_share_of_a_pool(
+def test_the_share_of_a_pool_depends_on_workers_and_cores(
     held: int, workers: int, cores: int, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)

@@ -1,4 +1,4 @@
-"""The TLS contexts of MySQL pools: one per set of files, another once a file has changed, none made at a release."""
+"""The TLS contexts of MySQL pools: one per set of files, a new one after a file has changed, none made at a release."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BLUE, GREEN = "blue.test", "green.test"
 
 
 class Entrance:
-    """TLS in front of a server, whose certificate is of an authority that may be replaced."""
+    """A TLS proxy in front of a server, whose certificate's authority may be replaced."""
 
     def __init__(self, pair: Pair, directory: Path) -> None:
         address = pair.blue.address
@@ -50,7 +50,7 @@ class Entrance:
         self.dsn = f"mysql://{login}@{BLUE}:{port}/app?ssl_ca={self.ca_file}&ssl_verify_identity=true"
 
     def renew(self) -> None:
-        """Have a certificate of another authority shown, which alone is trusted from now on."""
+        """Present a certificate of another authority, the only trusted one from now on."""
         authority = Authority(self.directory)
         self.relay.context = authority.context([BLUE])
         authority.ca_file.replace(self.ca_file)
@@ -80,34 +80,34 @@ def makers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def deployment(entrance: Entrance, tmp_path: Path) -> Iterator[Deployment]:
-    """Both of its hosts are behind the entrance."""
+    """A deployment with both hosts behind the proxy."""
     with testing.deployment(tmp_path / "run", blue=BLUE, green=GREEN, bg_resolver=entrance.resolver) as deployment:
         yield deployment
 
 
 def use(pool: MysqlPool, connections: int) -> None:
-    """Have *connections* of *pool* in use at a time."""
+    """Use *connections* connections of *pool* at the same time."""
     for connection in [pool.getconn() for _ in range(connections)]:
         pool.putconn(connection)
 
 
-def test_many_logins_of_two_pools_have_one(make_pool: MakePool, entrance: Entrance, makers: list[str]) -> None:
+def test_many_logins_of_two_pools_share_a_context(make_pool: MakePool, entrance: Entrance, makers: list[str]) -> None:
     for _ in range(2):
         pool = make_pool(entrance.dsn, bg_resolver=entrance.resolver, min_size=4, max_size=4)
         use(pool, 4)
         pool.drain()
         use(pool, 4)
-    assert makers == [threading.current_thread().name], "the first checkout has made it, before anything connects"
+    assert makers == [threading.current_thread().name], "the first checkout made the context, before any connect"
 
 
-def test_other_terms_have_another(make_pool: MakePool, entrance: Entrance, makers: list[str]) -> None:
+def test_other_parameters_have_another_context(make_pool: MakePool, entrance: Entrance, makers: list[str]) -> None:
     use(make_pool(entrance.dsn, bg_resolver=entrance.resolver), 1)
     unproved = entrance.dsn.replace("ssl_verify_identity=true", "ssl_verify_cert=true")
     use(make_pool(unproved, bg_resolver=entrance.resolver), 1)
     assert len(makers) == 2
 
 
-def test_a_certificate_that_was_renewed_is_seen(make_pool: MakePool, entrance: Entrance, makers: list[str]) -> None:
+def test_a_renewed_certificate_is_noticed(make_pool: MakePool, entrance: Entrance, makers: list[str]) -> None:
     pool = make_pool(entrance.dsn, bg_resolver=entrance.resolver)
     use(pool, 1)
     entrance.renew()
@@ -116,7 +116,7 @@ def test_a_certificate_that_was_renewed_is_seen(make_pool: MakePool, entrance: E
     assert len(makers) == 2
 
 
-def test_who_is_not_trusted_any_more_is_refused(make_pool: MakePool, entrance: Entrance) -> None:
+def test_a_server_that_is_no_longer_trusted_is_refused(make_pool: MakePool, entrance: Entrance) -> None:
     pool = make_pool(entrance.dsn, bg_resolver=entrance.resolver, timeout=2.0)
     use(pool, 1)
     shown = entrance.relay.context
@@ -127,7 +127,7 @@ def test_who_is_not_trusted_any_more_is_refused(make_pool: MakePool, entrance: E
         use(pool, 1)
 
 
-def test_none_is_made_at_a_release(
+def test_no_context_is_made_at_a_release(
     deployment: Deployment, make_pool: MakePool, entrance: Entrance, makers: list[str]
 ) -> None:
     pool = make_pool(entrance.dsn, bg_resolver=entrance.resolver)
@@ -144,7 +144,7 @@ def test_none_is_made_at_a_release(
     assert len(makers) == 2
 
 
-def test_a_pool_that_first_comes_while_callers_are_held_makes_it_before_the_release(
+def test_a_pool_first_used_during_a_hold_makes_its_context_before_the_release(
     deployment: Deployment, make_pool: MakePool, entrance: Entrance, makers: list[str]
 ) -> None:
     deployment.phase(Phase.IN_PROGRESS)

@@ -1,4 +1,4 @@
-"""A MySQL pool over TLS: a cut, or another library's error in OpenSSL's queue, ends nothing but the connection cut."""
+"""A MySQL pool over TLS: a cut, or another library's error in OpenSSL's queue, ends only the cut connection."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ ENGINES = (Engine.MYSQL,)
 
 MakePool = Callable[..., MysqlPool]
 
-#: What takes the server a moment, so that its client waits.
+#: A statement that takes the server a moment, so that its client waits.
 SLOW = "SELECT SLEEP(0.02)"
 
 
 @pytest.fixture(scope="module")
 def relay(mysql_pair: Pair) -> Iterator[MysqlProxy]:
-    """TLS in front of blue."""
+    """A TLS proxy in front of blue."""
     address = mysql_pair.blue.address
     with socket.create_server((address, 0)) as taken:
         port = int(taken.getsockname()[1])
@@ -47,7 +47,7 @@ def relay(mysql_pair: Pair) -> Iterator[MysqlProxy]:
 
 @pytest.fixture
 def dsn(relay: MysqlProxy, mysql_pair: Pair, tmp_path: Path) -> str:
-    """The application's, by way of the relay."""
+    """The application's DSN, through the proxy."""
     authority = Authority(tmp_path)
     address = relay.backend[0]
     relay.context = authority.context([address])
@@ -57,12 +57,12 @@ def dsn(relay: MysqlProxy, mysql_pair: Pair, tmp_path: Path) -> str:
 
 
 def cut(relay: MysqlProxy) -> None:
-    """Cut all connections, as a failover does."""
+    """Cut all connections, like a failover."""
     for session in tuple(relay._sessions):
         session.cut()
 
 
-def test_another_librarys_error_hurts_no_checkout(make_pool: MakePool, dsn: str) -> None:
+def test_another_librarys_error_fails_no_checkout(make_pool: MakePool, dsn: str) -> None:
     pool = make_pool(dsn)
     with pool.connection() as connection, connection.cursor() as cursor:
         cursor.execute(SLOW)
@@ -80,7 +80,7 @@ def test_another_librarys_error_hurts_no_checkout(make_pool: MakePool, dsn: str)
     assert pool.stats().driver["connections_num"] == 1
 
 
-def test_threads_that_saw_a_cut_go_on(make_pool: MakePool, dsn: str, relay: MysqlProxy) -> None:
+def test_threads_continue_after_a_cut(make_pool: MakePool, dsn: str, relay: MysqlProxy) -> None:
     pool = make_pool(dsn, min_size=4, max_size=4)
     failed: list[Exception] = []
     spoiled: list[bool] = []
@@ -171,5 +171,5 @@ def test_greenlets_share_a_thread_and_no_errors(dsn: str, tmp_path: Path) -> Non
         timeout=60,
         check=False,
     )
-    # None, if the connection was between two units.
+    # No error if the connection was between two units.
     assert done.stdout[:2].strip() in ("0", "1"), done.stdout + done.stderr

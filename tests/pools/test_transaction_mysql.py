@@ -1,4 +1,4 @@
-"""A transaction that the server has rolled back as a whole: nothing of it is committed, and nothing after it."""
+"""A transaction that the server has rolled back completely: none of it is committed, nor any later statement."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OPEN = SERVER_STATUS.SERVER_STATUS_IN_TRANS
 AUTOCOMMIT = SERVER_STATUS.SERVER_STATUS_AUTOCOMMIT
 
 
-# -- what is known after an error ------------------------------------------------------------------------------------
+# -- the state after an error --------------------------------------------------------------------------------------
 
 
 def failure_of(sql: bytes, status: int, *, command: int = COMMAND.COM_QUERY, code: int = 1062) -> Failure | None:
@@ -73,7 +73,7 @@ def test_an_error_outside_a_transaction_leaves_nothing_open(sql: bytes, status: 
         (b"LOCK TABLES t READ", OPEN, 1146, False),
     ],
 )
-def test_what_no_open_transaction_means_after_an_error(sql: bytes, status: int, code: int, is_loss: bool) -> None:
+def test_errors_that_lost_the_transaction_are_recognized(sql: bytes, status: int, code: int, is_loss: bool) -> None:
     failure = failure_of(sql, status, code=code)
     assert failure is not None
     assert failure.is_loss is is_loss
@@ -99,7 +99,7 @@ def test_what_no_open_transaction_means_after_an_error(sql: bytes, status: int, 
         (b"SELECT 1", False),
     ],
 )
-def test_what_is_sent_without_asking(sql: bytes, passes: bool) -> None:
+def test_some_statements_are_sent_without_a_check(sql: bytes, passes: bool) -> None:
     failure = failure_of(b"UPDATE t SET n = 1", OPEN)
     assert failure is not None
     assert failure.may_pass(sql) is passes
@@ -117,7 +117,7 @@ def test_what_is_sent_without_asking(sql: bytes, passes: bool) -> None:
         (b"INSERT INTO t VALUES (1); COMMIT; INSERT INTO t VALUES (1)", True, "find out before any of it is run again"),
     ],
 )
-def test_what_may_have_committed_before_it_failed_is_not_to_be_run_again(sql: bytes, many: bool, advice: str) -> None:
+def test_work_that_may_have_committed_before_an_error_is_not_repeated(sql: bytes, many: bool, advice: str) -> None:
     transaction = Transaction()
     transaction.sent = (COMMAND.COM_QUERY, sql, OPEN)
     transaction.note_error(OperationalError(1644, "text"), OPEN, Text("utf-8", many=many, backslash=True))
@@ -138,7 +138,7 @@ def test_what_may_have_committed_before_it_failed_is_not_to_be_run_again(sql: by
         ("_transaction.failure", failure_of(b"UPDATE t SET n = 1", OPEN)),
     ],
 )
-def test_a_transaction_is_surely_open_unless_anything_speaks_against_it(attribute: str, value: object) -> None:
+def test_a_transaction_counts_as_open_only_without_contrary_evidence(attribute: str, value: object) -> None:
     connection: Any = MysqlConnection(defer_connect=True)
     connection.server_status, connection._sock = OPEN, object()
     connection._result = SimpleNamespace(has_next=False, unbuffered_active=False)
@@ -146,11 +146,11 @@ def test_a_transaction_is_surely_open_unless_anything_speaks_against_it(attribut
     *owner, name = attribute.split(".")
     setattr(getattr(connection, owner[0]) if owner else connection, name, value)
     assert not connection.bgpool_can_commit
-    # Or it would be closed when it is collected.
+    # Otherwise the connection would be closed when it is collected.
     connection._sock = None
 
 
-def test_what_is_kept_of_an_error_keeps_nothing_of_its_callers_alive() -> None:
+def test_a_stored_error_keeps_no_frames_alive() -> None:
     transaction = Transaction()
     transaction.sent = (COMMAND.COM_QUERY, b"COMMIT", OPEN)
     with pytest.raises(OperationalError) as caught:
@@ -181,7 +181,7 @@ def update(kit: Kit, conn: Any, name: str) -> None:
 
 @pytest.fixture(params=["deadlock", "record changed"])
 def fail(request: pytest.FixtureRequest, kit: Kit, pair: Pair) -> Iterator[Fail]:
-    """Has a statement of a connection fail such that the server rolls back the whole; returns the error's number."""
+    """Fail a connection's statement so that the server rolls back the whole transaction; return the error's number."""
     request.getfixturevalue("locks")
     with contextlib.closing(kit.connect(pair)) as other:
         if request.param == "deadlock":
@@ -224,7 +224,7 @@ def code_of_failure(act: Callable[[], object]) -> int:
 
 @pytest.mark.lab
 @pytest.mark.parametrize("begin", [False, True], ids=["without autocommit", "BEGIN"])
-def test_a_block_does_not_go_on_in_another_transaction(
+def test_a_block_does_not_continue_in_another_transaction(
     make_pool: MakePool, kit: Kit, pair: Pair, work: Work, fail: Fail, begin: bool
 ) -> None:
     with make_pool(kwargs={"autocommit": begin}).connection() as conn:
@@ -245,7 +245,7 @@ def test_a_block_does_not_go_on_in_another_transaction(
 
 
 @pytest.mark.lab
-def test_a_block_that_does_nothing_more_fails_at_its_end(make_pool: MakePool, work: Work, fail: Fail) -> None:
+def test_a_block_without_further_statements_fails_at_its_end(make_pool: MakePool, work: Work, fail: Fail) -> None:
     code = 0
 
     def block() -> None:
@@ -259,7 +259,9 @@ def test_a_block_that_does_nothing_more_fails_at_its_end(make_pool: MakePool, wo
 
 @pytest.mark.lab
 @pytest.mark.usefixtures("deployment")
-def test_a_unit_does_not_go_on(make_pool: MakePool, pair: Pair, work: Work, fail: Fail) -> None:
+def test_a_unit_does_not_continue_in_another_transaction(
+    make_pool: MakePool, pair: Pair, work: Work, fail: Fail
+) -> None:
     codes: list[int] = []
 
     def unit(conn: MysqlConnection) -> None:
@@ -273,8 +275,8 @@ def test_a_unit_does_not_go_on(make_pool: MakePool, pair: Pair, work: Work, fail
 
 
 @pytest.mark.lab
-def test_begin_starts_over(make_pool: MakePool, pair: Pair, work: Work, fail: Fail) -> None:
-    """What a loop does that tries again on the same connection."""
+def test_begin_starts_a_new_transaction(make_pool: MakePool, pair: Pair, work: Work, fail: Fail) -> None:
+    """Like a loop that retries on the same connection."""
     with make_pool().connection() as conn:
         conn.begin()
         work(conn)
@@ -285,7 +287,7 @@ def test_begin_starts_over(make_pool: MakePool, pair: Pair, work: Work, fail: Fa
 
 
 @pytest.mark.lab
-def test_a_savepoint_that_went_with_the_transaction_is_not_there(
+def test_a_savepoint_of_a_rolled_back_transaction_is_gone(
     make_pool: MakePool, kit: Kit, work: Work, fail: Fail
 ) -> None:
     with contextlib.suppress(OperationalError), make_pool().connection() as conn:
@@ -326,8 +328,8 @@ def test_an_error_of_one_statement_leaves_the_transaction(make_pool: MakePool, k
 
 
 @pytest.mark.lab
-def test_ddl_that_fails_has_committed_what_was_before(make_pool: MakePool, kit: Kit, pair: Pair) -> None:
-    """``CREATE TABLE`` of a table that exists, say, and its error ignored."""
+def test_failed_ddl_has_committed_the_previous_work(make_pool: MakePool, kit: Kit, pair: Pair) -> None:
+    """For example ``CREATE TABLE`` of an existing table, with its error ignored."""
     first, second = Work(kit), Work(kit)
     with make_pool().connection() as conn:
         first(conn)
@@ -338,7 +340,7 @@ def test_ddl_that_fails_has_committed_what_was_before(make_pool: MakePool, kit: 
 
 @pytest.mark.lab
 @pytest.mark.usefixtures("locks")
-def test_the_server_is_asked_only_after_an_error(
+def test_the_server_is_pinged_only_after_an_error(
     make_pool: MakePool, kit: Kit, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[str] = []
@@ -373,16 +375,16 @@ def test_the_server_is_asked_only_after_an_error(
         assert sent.count("ping") == 1
 
 
-# -- what a read-only server refuses ---------------------------------------------------------------------------------
+# -- refused by a read-only server ---------------------------------------------------------------------------------
 
 
 @pytest.mark.lab
 @pytest.mark.parametrize("phase", [None, Phase.CREATED], ids=["no deployment", "CREATED"])
 @pytest.mark.parametrize("sql", ["COMMIT", "BEGIN", "SET autocommit = 1", "LOCK TABLES ledger READ"])
-def test_a_commit_that_was_refused_is_never_told_as_done(
+def test_a_refused_commit_is_never_reported_as_done(
     make_pool: MakePool, kit: Kit, pair: Pair, work: Work, request: pytest.FixtureRequest, sql: str, phase: Phase | None
 ) -> None:
-    """Also one that a statement brings with it. The server has rolled back, and would say OK to the next COMMIT."""
+    """This includes an implicit COMMIT of a statement. The server has rolled back, and would accept the next COMMIT."""
     if phase is not None:
         deployment: Deployment = request.getfixturevalue("deployment")
         deployment.phase(phase)
@@ -397,7 +399,7 @@ def test_a_commit_that_was_refused_is_never_told_as_done(
 
 
 @pytest.mark.lab
-def test_a_commit_with_a_mistake_in_it_can_be_repeated(make_pool: MakePool, kit: Kit, pair: Pair, work: Work) -> None:
+def test_a_commit_with_a_syntax_error_can_be_repeated(make_pool: MakePool, kit: Kit, pair: Pair, work: Work) -> None:
     with make_pool().connection() as conn:
         work(conn)
         with pytest.raises(ProgrammingError):

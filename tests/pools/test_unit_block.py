@@ -1,4 +1,4 @@
-"""What psycopg sees of a unit of work: the function is in a transaction block, as in one of psycopg's own."""
+"""psycopg's view of a unit of work: the function runs in a transaction block, as in one of psycopg's own."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def set_autocommit(conn: psycopg.Connection[Any]) -> None:
 
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("options", [{}, {"configure": set_autocommit}], ids=["", "autocommit"])
-def test_a_block_of_the_function_is_a_savepoint_be_it_the_first_thing(
+def test_a_block_of_the_function_is_always_a_savepoint(
     make_pool: MakePool, pair: Pair, work: Work, options: dict[str, Any]
 ) -> None:
     def insert(conn: psycopg.Connection[Any]) -> str:
@@ -52,7 +52,7 @@ def test_a_block_of_the_function_is_a_savepoint_be_it_the_first_thing(
 
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("options", [{}, {"configure": set_autocommit}], ids=["", "autocommit"])
-def test_what_raises_rolls_back_in_autocommit_as_well(
+def test_an_error_rolls_back_in_autocommit_as_well(
     make_pool: MakePool, pair: Pair, work: Work, options: dict[str, Any]
 ) -> None:
     def rolled_back(_conn: object) -> None:
@@ -68,14 +68,14 @@ def test_what_raises_rolls_back_in_autocommit_as_well(
 
 
 @pytest.mark.usefixtures("prepared")
-def test_what_psycopg_refuses_in_a_block_it_refuses_in_a_unit(make_pool: MakePool, pair: Pair, work: Work) -> None:
+def test_psycopg_refuses_the_same_in_a_unit_as_in_a_block(make_pool: MakePool, pair: Pair, work: Work) -> None:
     pool = make_pool(max_size=1)
     for wrong in (lambda conn: conn.commit(), lambda conn: conn.rollback(), set_autocommit):
         work.meanwhile = wrong
         with pytest.raises(psycopg.ProgrammingError):
             pool.run(work)
         with pytest.raises(psycopg.ProgrammingError):
-            # As the first thing of all.
+            # As the first statement.
             pool.run(wrong)
     assert work.rows(pair) == 0
 
@@ -91,7 +91,7 @@ def test_a_block_that_the_function_has_left_open_is_an_error_and_nothing_is_comm
     assert (work.calls, work.rows(pair)) == (1, 0)
 
 
-def test_it_is_the_same_to_tasks(postgres_pair: Pair, tmp_path: Path) -> None:
+def test_async_units_behave_the_same(postgres_pair: Pair, tmp_path: Path) -> None:
     async def nested(conn: psycopg.AsyncConnection[Any]) -> bool:
         async with conn.transaction() as inner:
             return bool(inner.savepoint_name)

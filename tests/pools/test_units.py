@@ -45,7 +45,7 @@ MakePool = Callable[..., Pool[Any]]
 
 
 @pytest.mark.usefixtures("prepared")
-def test_what_is_cut_before_commit_is_called_again(kit: Kit, make_runner: MakePool, pair: Pair, work: Work) -> None:
+def test_a_unit_cut_before_its_commit_is_called_again(kit: Kit, make_runner: MakePool, pair: Pair, work: Work) -> None:
     def cut(conn: Any) -> None:
         if work.calls == 1:
             pair.blue.cut_clients()
@@ -72,7 +72,7 @@ def test_a_cut_that_the_function_swallowed_is_no_success(
 
 
 class Stop(BaseException):
-    """What no handler of errors catches."""
+    """An exception that no handler of errors catches."""
 
 
 @pytest.mark.parametrize("own", [ZeroDivisionError, Stop])
@@ -86,7 +86,7 @@ def test_a_function_that_fails_by_itself_is_not_called_again_though_its_connecti
     own: type[BaseException],
     by_server: bool,
 ) -> None:
-    """Its own error reaches the caller, not that of the rollback, which goes nowhere."""
+    """Its own error reaches the caller, not the error of the rollback, which cannot be sent."""
 
     def fail(conn: Any) -> None:
         drivers = kit.drivers(conn)
@@ -104,7 +104,7 @@ def test_a_function_that_fails_by_itself_is_not_called_again_though_its_connecti
 
 
 @pytest.mark.usefixtures("prepared")
-def test_a_blue_that_takes_no_writes_any_more_is_waited_out(make_runner: MakePool, pair: Pair, work: Work) -> None:
+def test_a_unit_waits_while_blue_is_read_only(make_runner: MakePool, pair: Pair, work: Work) -> None:
     pool = make_runner()
     pair.blue.set_read_only(True)
 
@@ -122,10 +122,10 @@ def test_a_blue_that_takes_no_writes_any_more_is_waited_out(make_runner: MakePoo
 
 
 @pytest.mark.usefixtures("prepared")
-def test_a_blue_that_takes_writes_again_before_it_refuses_one_has_refused_it_all_the_same(
+def test_a_refusal_counts_even_if_blue_accepts_writes_again(
     kit: Kit, make_runner: MakePool, pair: Pair, work: Work
 ) -> None:
-    """A transaction of PostgreSQL's stays as it was begun, so the server that refuses it says that it takes writes."""
+    """PostgreSQL keeps a running transaction read-only although the server accepts writes again."""
 
     def unit(conn: Any) -> str:
         if work.calls == 0:
@@ -156,7 +156,9 @@ def test_a_cut_that_no_switchover_explains_yet_is_tried_again_for_a_while(
     assert work.rows(pair) == 0
 
 
-def test_without_a_deployment_a_cut_is_nobodys_business(kit: Kit, make_pool: MakePool, pair: Pair, work: Work) -> None:
+def test_without_a_deployment_a_cut_raises_the_drivers_error(
+    kit: Kit, make_pool: MakePool, pair: Pair, work: Work
+) -> None:
     work.meanwhile = lambda conn: (pair.blue.cut_clients(), kit.execute(conn, "SELECT 1"))
     with pytest.raises(kit.error):
         make_pool().run(work)
@@ -166,7 +168,7 @@ def test_without_a_deployment_a_cut_is_nobodys_business(kit: Kit, make_pool: Mak
 def test_a_unit_that_slept_through_the_switchover_and_the_end_of_the_deployment_is_called_again(
     kit: Kit, deployment: Deployment, make_runner: MakePool, pair: Pair, work: Work
 ) -> None:
-    """A host that was frozen, or suspended, wakes up when the deployment is deleted already."""
+    """A host that was frozen, or suspended, wakes when the deployment is already deleted."""
 
     def sleep(conn: Any) -> None:
         if work.calls == 1:
@@ -183,9 +185,9 @@ def test_a_unit_that_slept_through_the_switchover_and_the_end_of_the_deployment_
 def test_a_unit_that_slept_through_the_switchover_commits_nothing_on_its_connection_from_before(
     deployment: Deployment, make_runner: MakePool, pair: Pair, work: Work, ends: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing has cut that yet. Its COMMIT would be lost with old blue, or in doubt and without a trace."""
+    """The connection was not cut yet. Its COMMIT would be lost with old blue, or in doubt and without a trace."""
     monkeypatch.setattr(ConnectionSource, "apply", lambda *_: None)
-    # The server that takes the second one.
+    # The server of the second attempt.
     green = deployment.snapshot.hosts_of(Role.TARGET)[0].name
     deployment.tell(Resolved(now(), {green: (pair.blue.address,)}))
 
@@ -206,14 +208,14 @@ def test_a_unit_that_slept_through_the_switchover_commits_nothing_on_its_connect
 
 
 @pytest.mark.parametrize("begun", [Phase.CREATED, Phase.PREPARATION])
-def test_a_cut_in_a_switchover_is_one_though_the_deployment_is_deleted_when_it_shows(
+def test_a_cut_in_a_switchover_is_recognized_after_the_deployment_was_deleted(
     kit: Kit, deployment: Deployment, make_pool: MakePool, pair: Pair, work: Work, begun: Phase
 ) -> None:
     pool = make_pool(max_size=1)
     deployment.phase(begun)
     with pytest.raises(bgpool.SwitchoverInterrupted), pool.connection() as conn:
         work(conn)
-        # In one step, as a process that was frozen meanwhile sees it.
+        # In one step, as seen by a process that was frozen during the switchover.
         missed = 0 if begun is Phase.PREPARATION else 2 * EPOCH_OF_DECISION
         deployment._publish(Snapshot(deployment.bg_id, epoch=deployment.snapshot.epoch + missed))
         wait_until(lambda: pool.stats().phase is Phase.NOT_CREATED)
@@ -223,11 +225,11 @@ def test_a_cut_in_a_switchover_is_one_though_the_deployment_is_deleted_when_it_s
         kit.read(conn)
         kit.kill(pair, kit.session(conn))
         kit.execute(conn, "SELECT 1")
-    assert not isinstance(caught.value, bgpool.Error), "opened since: no switchover cuts it"
+    assert not isinstance(caught.value, bgpool.Error), "the connection was opened later: no switchover cut it"
 
 
 @pytest.mark.usefixtures("prepared")
-def test_what_is_unknown_elsewhere_is_not_begun_again(make_runner: MakePool, work: Work) -> None:
+def test_a_unit_with_an_unknown_outcome_elsewhere_is_not_repeated(make_runner: MakePool, work: Work) -> None:
     def commit_elsewhere(_conn: Any) -> None:
         raise like(None, bgpool.CommitOutcomeUnknown, "another database's COMMIT was cut")
 
@@ -238,7 +240,7 @@ def test_what_is_unknown_elsewhere_is_not_begun_again(make_runner: MakePool, wor
 
 
 @pytest.mark.usefixtures("prepared")
-def test_the_time_for_it_ends(kit: Kit, make_runner: MakePool, pair: Pair, work: Work) -> None:
+def test_a_unit_ends_at_its_timeout(kit: Kit, make_runner: MakePool, pair: Pair, work: Work) -> None:
     work.meanwhile = lambda conn: (pair.blue.cut_clients(), kit.execute(conn, "SELECT 1"))
     began = time.monotonic()
     with pytest.raises((bgpool.SwitchoverInterrupted, kit.error)):
@@ -291,7 +293,7 @@ def test_decorated_functions_are_called_without_a_connection(make_pool: MakePool
 @pytest.mark.filterwarnings("error")
 @pytest.mark.threads
 def test_an_asynchronous_function_is_refused(make_pool: MakePool) -> None:
-    """It would run after its transaction, on a connection that is somebody else's by then."""
+    """It would run after its transaction, on a connection that another caller has by then."""
     pool = make_pool()
 
     @bgpool.transactional(pool)
@@ -305,7 +307,7 @@ def test_an_asynchronous_function_is_refused(make_pool: MakePool) -> None:
 
 @pytest.mark.threads
 def test_a_generator_function_is_refused(kit: Kit, make_pool: MakePool) -> None:
-    """Its body would run after its transaction; a generator of what was read is a result like any other."""
+    """Its body would run after its transaction; a generator of rows already read is a valid result."""
     pool = make_pool()
 
     @bgpool.transactional(pool)
@@ -330,8 +332,8 @@ def test_a_generator_function_is_refused(kit: Kit, make_pool: MakePool) -> None:
     assert list(pool.run(doubled)) == [2]
 
 
-def test_decorated_coroutine_functions_stay_what_they_are(postgres_pair: Pair) -> None:
-    """A framework asks whether it has to await, and a decorated unit is awaited."""
+def test_decorated_coroutine_functions_stay_coroutine_functions(postgres_pair: Pair) -> None:
+    """Frameworks check for coroutine functions, and await a decorated unit."""
     pool = bgpool.get_async_pool(postgres_pair.dsn, bg_resolver=postgres_pair.resolver)
 
     @bgpool.transactional(pool)
@@ -343,13 +345,13 @@ def test_decorated_coroutine_functions_stay_what_they_are(postgres_pair: Pair) -
         return times * item
 
     def plain(conn: psycopg.AsyncConnection[Any]) -> None:
-        """Awaits nothing."""
+        """Return without awaiting."""
 
     async def main() -> None:
         async with pool:
             assert await count("tea", times=2) == "teatea"
             with pytest.raises(TypeError, match=r"plain.* returned None"):
-                await bgpool.transactional(pool)(plain)()  # type: ignore[arg-type]  # that is it
+                await bgpool.transactional(pool)(plain)()  # type: ignore[arg-type]  # the case under test
 
     assert inspect.iscoroutinefunction(count)
     assert (count.__name__, count.__doc__) == ("count", "Count.")
@@ -358,7 +360,7 @@ def test_decorated_coroutine_functions_stay_what_they_are(postgres_pair: Pair) -
 
 
 def test_frameworks_see_the_signature_of_the_callers() -> None:
-    """Asked of a request, the connection made FastAPI answer 422."""
+    """If the connection were part of the signature, FastAPI would expect it in the request and answer 422."""
     pool = bgpool.get_pool("postgresql://app@127.0.0.1:1/app")
 
     @bgpool.transactional(pool)
@@ -373,13 +375,15 @@ def test_frameworks_see_the_signature_of_the_callers() -> None:
     assert inspect.getfullargspec(place_order).args == ["item"]
     assert get_type_hints(place_order) == {"item": str, "count": int, "return": str}
     assert list(inspect.signature(anything).parameters) == ["args"]
-    # Methods of builtin types have no signature, and are units all the same.
+    # Methods of builtin types have no signature, but are accepted as units.
     assert callable(bgpool.transactional(pool)(dict.pop))
 
 
 @pytest.mark.usefixtures("cutter")
-def test_without_a_receipt_it_is_unknown(make_runner: MakePool, pair: Pair, cutter: CommitCutter, work: Work) -> None:
-    """No switchover is under way: no id was asked for, and nobody guesses."""
+def test_without_a_receipt_the_outcome_is_unknown(
+    make_runner: MakePool, pair: Pair, cutter: CommitCutter, work: Work
+) -> None:
+    """No switchover is in progress: no transaction id was queried, and the outcome is not guessed."""
     pair.hosts.set(pair.names.blue.primary, cutter.address)
     try:
         cutter.when = "after"
@@ -392,12 +396,12 @@ def test_without_a_receipt_it_is_unknown(make_runner: MakePool, pair: Pair, cutt
     assert work.rows(pair) == 2
 
 
-# -- what was lost stays lost ------------------------------------------------------------------------------------
+# -- a lost connection stays lost --------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_handler_that_rolls_back_does_not_make_a_lost_commit_one_that_did_not_happen(
+def test_a_rollback_in_a_handler_does_not_hide_a_lost_commit(
     make_pool: MakePool, pair: Pair, cutter: CommitCutter, work: Work, when: Any
 ) -> None:
     with pytest.raises(bgpool.CommitOutcomeUnknown), make_pool(max_size=1).connection() as conn:
@@ -412,7 +416,7 @@ def test_a_handler_that_rolls_back_does_not_make_a_lost_commit_one_that_did_not_
 
 
 @pytest.mark.usefixtures("prepared")
-def test_nothing_on_a_connection_that_was_lost_in_commit_is_said_not_to_have_committed(
+def test_after_a_lost_commit_the_outcome_stays_unknown(
     kit: Kit, make_pool: MakePool, cutter: CommitCutter, work: Work
 ) -> None:
     pool = make_pool(max_size=1)
@@ -431,7 +435,7 @@ def test_nothing_on_a_connection_that_was_lost_in_commit_is_said_not_to_have_com
 
 
 @pytest.mark.usefixtures("prepared")
-def test_nor_does_what_did_not_commit_become_unknown(kit: Kit, make_pool: MakePool, pair: Pair, work: Work) -> None:
+def test_a_known_failure_does_not_become_unknown(kit: Kit, make_pool: MakePool, pair: Pair, work: Work) -> None:
     pool = make_pool(max_size=1)
     conn = pool.getconn()
     work(conn)
@@ -445,7 +449,7 @@ def test_nor_does_what_did_not_commit_become_unknown(kit: Kit, make_pool: MakePo
 
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_commit_in_words_is_one(
+def test_a_commit_as_a_statement_counts_as_a_commit(
     kit: Kit, make_pool: MakePool, pair: Pair, cutter: CommitCutter, work: Work, when: Any
 ) -> None:
     pool = make_pool(max_size=1)
@@ -458,7 +462,7 @@ def test_a_commit_in_words_is_one(
     assert work.rows(pair) == int(when == "after")
 
 
-def test_a_commit_that_was_lost_before_anybody_knew_of_the_switchover(
+def test_a_commit_lost_before_the_switchover_was_noticed_is_in_doubt(
     kit: Kit, deployment: Deployment, make_pool: MakePool, pair: Pair, cutter: CommitCutter, work: Work
 ) -> None:
     pair.hosts.set(pair.names.blue.primary, cutter.address)

@@ -1,4 +1,4 @@
-"""Units of work through SQLAlchemy: what is its own beside what test_units promises of every way."""
+"""Units of work through SQLAlchemy: only the aspects that test_units does not cover for every way."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def items(engine: sqlalchemy.Engine) -> list[str]:
 
 
 class Shop:
-    """A function of a session that adds an order, and says which session it was."""
+    """A function of a session that adds an order, and records the session."""
 
     def __init__(self) -> None:
         self.sessions: list[Session] = []
@@ -122,7 +122,7 @@ def cut_at(shop: Shop, pair: Pair, *, call: int = 1) -> Callable[[Session], None
 
 
 @pytest.mark.usefixtures("prepared")
-def test_each_attempt_has_a_session_of_its_own_and_a_flush_that_is_cut_is_repeated(
+def test_each_attempt_has_its_own_session_and_a_cut_flush_is_repeated(
     make_engine: MakeEngine, pair: Pair, shop: Shop
 ) -> None:
     engine = make_engine()
@@ -134,10 +134,10 @@ def test_each_attempt_has_a_session_of_its_own_and_a_flush_that_is_cut_is_repeat
 
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_what_only_the_commit_writes_is_known_by_the_receipt(
+def test_rows_written_only_by_the_commit_are_covered_by_the_receipt(
     kit: Kit, make_engine: MakeEngine, cutter: CommitCutter, shop: Shop, when: Any
 ) -> None:
-    """The session flushes when it commits, and listeners write more: an id that was asked for before that is none."""
+    """The session flushes at its commit, and listeners write more: a transaction id queried before that is missing."""
     engine = make_engine()
     maker = sessionmaker(engine, expire_on_commit=False)
     committed: list[Session] = []
@@ -160,7 +160,7 @@ def test_what_only_the_commit_writes_is_known_by_the_receipt(
 def test_a_new_object_from_outside_is_inserted_by_the_attempt_that_is_applied(
     kit: Kit, make_engine: MakeEngine, cutter: CommitCutter, when: Any
 ) -> None:
-    """To SQLAlchemy it has a row once it was flushed, unless the session has been rolled back."""
+    """For SQLAlchemy, a flushed object has a row, unless the session was rolled back."""
     engine = make_engine()
     maker = sessionmaker(engine)
     order, cutter.when = Order(number=1, item="tea"), when
@@ -180,7 +180,7 @@ def _insert(number: int, item: str) -> Any:
 
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("end", [Session.commit, Session.rollback, Session.close])
-def test_the_function_must_not_end_the_session_s_transaction(
+def test_the_function_must_not_end_the_sessions_transaction(
     make_engine: MakeEngine, shop: Shop, end: Callable[[Session], None]
 ) -> None:
     engine = make_engine()
@@ -215,7 +215,7 @@ def test_savepoints_are_allowed(make_engine: MakeEngine, pair: Pair, shop: Shop)
 
 
 @pytest.mark.usefixtures("prepared")
-def test_a_failed_flush_that_the_function_swallowed_is_sqlalchemy_s_error(make_engine: MakeEngine, shop: Shop) -> None:
+def test_a_swallowed_flush_error_is_sqlalchemys_error(make_engine: MakeEngine, shop: Shop) -> None:
     engine = make_engine()
 
     def call(session: Session) -> None:
@@ -253,9 +253,7 @@ def test_a_cut_that_only_shows_as_a_pending_rollback_is_a_cut(
 
 
 @pytest.mark.usefixtures("prepared")
-def test_errors_are_sqlalchemy_s_but_bgpool_s_own_are_themselves(
-    make_engine: MakeEngine, pair: Pair, shop: Shop
-) -> None:
+def test_errors_are_sqlalchemys_except_for_those_of_bgpool(make_engine: MakeEngine, pair: Pair, shop: Shop) -> None:
     engine = make_engine()
     shop.meanwhile = lambda session: session.execute(_insert(1, "twice"))
     with pytest.raises(IntegrityError) as caught:
@@ -299,7 +297,9 @@ def test_a_statement_that_failed_and_was_swallowed_is_no_silent_rollback(kit: Ki
 
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
-def test_isolation_levels_hold(kit: Kit, make_engine: MakeEngine, cutter: CommitCutter, shop: Shop, level: str) -> None:
+def test_isolation_levels_are_applied(
+    kit: Kit, make_engine: MakeEngine, cutter: CommitCutter, shop: Shop, level: str
+) -> None:
     engine = make_engine().execution_options(isolation_level=level)
     shown = {
         Engine.POSTGRESQL: "SELECT current_setting('transaction_isolation')",
@@ -330,7 +330,7 @@ def test_an_interrupt_leaves_nothing_behind(make_engine: MakeEngine, shop: Shop)
 
 @pytest.mark.usefixtures("prepared")
 def test_an_interrupt_anywhere_in_an_attempt_leaves_a_connection_for_the_next(make_engine: MakeEngine) -> None:
-    """It comes at each line of the attempt's code in turn; where none is left, the unit is committed."""
+    """The interrupt comes at each line of the attempt's code in turn; after the last line, the unit is committed."""
     engine = make_engine(pool_size=1, pool_timeout=10.0)
     file = inspect.getsourcefile(Attempt)
     line, left = 0, -1
@@ -364,7 +364,7 @@ def test_an_interrupt_anywhere_in_an_attempt_leaves_a_connection_for_the_next(ma
 
 
 @pytest.mark.usefixtures("prepared")
-def test_a_session_that_the_function_has_kept_is_none_of_the_unit_s(make_engine: MakeEngine, shop: Shop) -> None:
+def test_a_kept_session_does_not_belong_to_the_unit(make_engine: MakeEngine, shop: Shop) -> None:
     engine = make_engine(pool_size=1)
     run(sessionmaker(engine), shop)
     with shop.sessions[0] as kept:
@@ -376,7 +376,9 @@ def test_a_session_that_the_function_has_kept_is_none_of_the_unit_s(make_engine:
 
 
 @pytest.mark.usefixtures("prepared")
-def test_a_connection_that_the_function_throws_away(make_engine: MakeEngine, shop: Shop) -> None:
+def test_an_invalidated_connection_fails_the_unit_and_a_detached_one_does_not(
+    make_engine: MakeEngine, shop: Shop
+) -> None:
     engine = make_engine(pool_size=1)
 
     def throw_away(session: Session) -> None:
@@ -393,8 +395,8 @@ def test_a_connection_that_the_function_throws_away(make_engine: MakeEngine, sho
 
 
 @pytest.mark.usefixtures("prepared")
-def test_what_a_commit_listener_refuses_is_rolled_back(make_engine: MakeEngine, shop: Shop) -> None:
-    """SQLAlchemy itself leaves it open, and the next user of the connection commits it."""
+def test_a_commit_refused_by_a_listener_is_rolled_back(make_engine: MakeEngine, shop: Shop) -> None:
+    """SQLAlchemy itself leaves the transaction open, and the connection's next user commits it."""
     engine = make_engine(pool_size=1)
 
     def refuse(_connection: object) -> None:
@@ -410,10 +412,10 @@ def test_what_a_commit_listener_refuses_is_rolled_back(make_engine: MakeEngine, 
 
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("way", ["engine", "pool"])
-def test_what_is_cut_behind_the_commit_is_not_the_unit_s(
+def test_a_cut_after_the_commit_is_not_attributed_to_the_unit(
     make_engine: MakeEngine, make_pool: Callable[..., Any], kit: Kit, pair: Pair, shop: Shop, way: str
 ) -> None:
-    """A listener that uses another connection once the unit is committed: to call the unit again would double it."""
+    """A listener uses another connection once the unit is committed: calling the unit again would apply it twice."""
     engine, elsewhere, pool = make_engine(), make_engine(pool_pre_ping=True), make_pool()
     maker = sessionmaker(engine)
 
@@ -437,7 +439,7 @@ def test_what_is_cut_behind_the_commit_is_not_the_unit_s(
 
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_what_a_commit_listener_of_the_function_s_writes_is_known_by_the_receipt(
+def test_rows_written_by_a_commit_listener_are_covered_by_the_receipt(
     kit: Kit, make_engine: MakeEngine, cutter: CommitCutter, when: Any
 ) -> None:
     engine = make_engine()
@@ -459,15 +461,15 @@ def test_what_a_commit_listener_of_the_function_s_writes_is_known_by_the_receipt
 
 
 @pytest.mark.usefixtures("prepared")
-def test_a_question_that_cannot_be_asked_does_not_hide_the_doubt(
+def test_a_failed_query_of_the_outcome_leaves_the_commit_in_doubt(
     make_engine: MakeEngine, cutter: CommitCutter, shop: Shop
 ) -> None:
-    """The application's own part in a connection fails, and its error says nothing of the COMMIT."""
+    """The application's own code for new connections fails, and its error is unrelated to the COMMIT."""
     engine = make_engine()
     tokens = ["token"]
 
     def log_in(*_: object) -> None:
-        # One for each connection: the unit has the first, and asks with another.
+        # One token for each connection: the unit has the first, and the query needs another.
         if not tokens:
             raise LookupError("no token")
         tokens.pop()
@@ -481,9 +483,7 @@ def test_a_question_that_cannot_be_asked_does_not_hide_the_doubt(
 
 
 @pytest.mark.usefixtures("prepared")
-def test_a_cut_of_the_first_thing_that_is_sent_may_be_swallowed(
-    make_engine: MakeEngine, pair: Pair, shop: Shop
-) -> None:
+def test_a_cut_of_the_first_statement_may_be_swallowed(make_engine: MakeEngine, pair: Pair, shop: Shop) -> None:
     engine = make_engine(pool_size=1)
     assert items(engine) == []
 
@@ -500,9 +500,7 @@ def test_a_cut_of_the_first_thing_that_is_sent_may_be_swallowed(
 
 
 @pytest.mark.usefixtures("prepared")
-def test_a_transaction_that_is_read_only_by_itself_is_not_repeated(
-    kit: Kit, make_engine: MakeEngine, shop: Shop
-) -> None:
+def test_a_unit_in_its_own_read_only_transaction_is_not_repeated(kit: Kit, make_engine: MakeEngine, shop: Shop) -> None:
     engine = make_engine().execution_options(postgresql_readonly=True)
     if kit.engine is Engine.MYSQL:
         event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("START TRANSACTION READ ONLY"))
@@ -529,7 +527,9 @@ def test_a_unit_leaves_nothing_for_the_garbage_collector(make_engine: MakeEngine
 
 
 @pytest.mark.usefixtures("prepared")
-def test_a_commit_on_the_driver_s_connection_is_one(kit: Kit, make_engine: MakeEngine, pair: Pair, shop: Shop) -> None:
+def test_a_commit_on_the_drivers_connection_counts_as_a_commit(
+    kit: Kit, make_engine: MakeEngine, pair: Pair, shop: Shop
+) -> None:
     engine = make_engine()
 
     def commit(session: Session) -> None:
@@ -549,9 +549,7 @@ def test_a_commit_on_the_driver_s_connection_is_one(kit: Kit, make_engine: MakeE
 # -- waiting -----------------------------------------------------------------------------------------------------
 
 
-def test_a_hold_is_as_long_as_the_unit_s_time_at_most(
-    make_engine: MakeEngine, deployment: Deployment, shop: Shop
-) -> None:
+def test_a_hold_is_limited_by_the_units_timeout(make_engine: MakeEngine, deployment: Deployment, shop: Shop) -> None:
     maker = sessionmaker(make_engine())
     deployment.phase(Phase.IN_PROGRESS)
     began = time.monotonic()
@@ -562,20 +560,20 @@ def test_a_hold_is_as_long_as_the_unit_s_time_at_most(
 
 
 @pytest.mark.usefixtures("deployment")
-def test_a_pool_without_a_place_is_sqlalchemy_s_error(make_engine: MakeEngine, shop: Shop) -> None:
+def test_a_full_pool_raises_sqlalchemys_error(make_engine: MakeEngine, shop: Shop) -> None:
     engine = make_engine(pool_size=1, pool_timeout=0.1)
     with engine.connect(), pytest.raises(sqlalchemy.exc.TimeoutError):
         run(sessionmaker(engine), shop)
     assert shop.calls == 1
 
 
-# -- what may be given -------------------------------------------------------------------------------------------
+# -- arguments ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.threads_alone
 @pytest.mark.usefixtures("deployment")
-def test_a_scoped_session_leads_to_the_unit_s(make_engine: MakeEngine, shop: Shop) -> None:
-    """Code that the function calls has it by heart: Flask-SQLAlchemy's db.session."""
+def test_a_scoped_session_returns_the_units_session(make_engine: MakeEngine, shop: Shop) -> None:
+    """Code that the function calls may use the scoped session, like Flask-SQLAlchemy's db.session."""
     engine = make_engine()
     scoped = scoped_session(sessionmaker(engine))
     shop.meanwhile = lambda _session: scoped.add(Order(number=2, item="coffee"))
@@ -621,13 +619,13 @@ def test_functions_whose_body_runs_later_are_refused(make_engine: MakeEngine) ->
         yield from session.scalars(select(Order.number))
 
     with pytest.raises(TypeError, match="place is asynchronous"):
-        transactional(sessionmaker(engine))(place)()  # type: ignore[unused-coroutine]  # that is it
+        transactional(sessionmaker(engine))(place)()  # type: ignore[unused-coroutine]  # the case under test
     with pytest.raises(TypeError, match="numbers is a generator"):
         transactional(sessionmaker(engine))(numbers)()
 
 
 @pytest.mark.usefixtures("deployment")
-def test_a_unit_is_on_one_connection(make_engine: MakeEngine) -> None:
+def test_a_unit_on_several_engines_is_refused(make_engine: MakeEngine) -> None:
     engine, other = make_engine(), make_engine(connect_args={"connect_timeout": 7})
     other.url = other.url.update_query_dict({"blue-green-monitoring-password": "s3cret"})
 
@@ -654,7 +652,7 @@ def test_a_unit_is_on_one_connection(make_engine: MakeEngine) -> None:
 
 
 @pytest.mark.usefixtures("deployment")
-def test_what_has_no_transaction_is_refused(make_engine: MakeEngine) -> None:
+def test_an_object_without_transactions_is_refused(make_engine: MakeEngine) -> None:
     engine = make_engine()
     alone = engine.execution_options(isolation_level="AUTOCOMMIT")
     for maker in (sessionmaker(alone), alone):
@@ -669,7 +667,7 @@ def test_what_has_no_transaction_is_refused(make_engine: MakeEngine) -> None:
 
 
 @pytest.mark.threads_alone
-def test_what_makes_sessions_is_asked_for() -> None:
+def test_an_invalid_maker_or_argument_is_refused() -> None:
     plain = create_engine("postgresql+psycopg://app:secret@127.0.0.1/app")
     wrong: dict[Any, str] = {
         None: "None was given, and a sessionmaker",
@@ -689,6 +687,6 @@ def test_what_makes_sessions_is_asked_for() -> None:
         with pytest.raises(bgpool.ConfigurationError, match="timeout="):
             run(sessionmaker(plain), lambda _session: None, timeout=timeout)
     with pytest.raises(bgpool.ConfigurationError, match="fn=None cannot be called"):
-        run(sessionmaker(plain), None)  # type: ignore[arg-type]  # that is it
+        run(sessionmaker(plain), None)  # type: ignore[arg-type]  # the case under test
     with pytest.raises(bgpool.ConfigurationError, match="a function was given"):
-        transactional(lambda _session: None)  # type: ignore[call-overload]  # written without its argument
+        transactional(lambda _session: None)  # type: ignore[call-overload]  # called without its argument

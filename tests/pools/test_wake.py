@@ -1,4 +1,4 @@
-"""When a hold ends: tasks go on in their order, do not keep the loop to themselves, and do no work twice."""
+"""The end of a hold: tasks continue in their order, leave turns of the loop to others, and do no work twice."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.pools.test_meaning import make_gate
 CALLERS = 500
 
 
-def test_who_waited_longest_goes_first_and_others_have_turns_in_between(tmp_path: Path) -> None:
+def test_callers_continue_in_their_order_and_other_tasks_run_in_between(tmp_path: Path) -> None:
     order: list[int] = []
     seen: list[int] = []
 
@@ -51,8 +51,8 @@ def test_who_waited_longest_goes_first_and_others_have_turns_in_between(tmp_path
     assert max(after - before for before, after in itertools.pairwise(seen)) <= WAKE_BATCH
 
 
-def test_the_quick_way_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes a page of memory."""
+def test_the_quick_way_is_prepared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening it takes a page of memory."""
     opened: list[int] = []
     parents_word = fork.parents_word
 
@@ -61,7 +61,7 @@ def test_the_quick_way_is_opened_once(tmp_path: Path, monkeypatch: pytest.Monkey
         return parents_word(value)
 
     async def main(deployment: bgpool.testing.Deployment) -> None:
-        # Nobody listens there: they go as far as the queue.
+        # No server listens there: callers get as far as the queue.
         pool = bgpool.get_async_pool("postgresql://app@127.0.0.1:9/app", bg_run_dir=deployment.run_dir)
         callers = [asyncio.create_task(pool.getconn()) for _ in range(50)]
         await deployment.await_held(50)
@@ -81,8 +81,8 @@ def test_the_quick_way_is_opened_once(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("error", [KeyError, StopIteration, StopAsyncIteration, asyncio.CancelledError, GeneratorExit])
-def test_what_a_call_raises_reaches_its_caller(error: type[BaseException]) -> None:
-    """A future takes no StopIteration; Python makes a RuntimeError of it where it leaves a coroutine."""
+def test_an_exception_of_a_call_reaches_its_caller(error: type[BaseException]) -> None:
+    """A future accepts no StopIteration; Python turns one that leaves a coroutine into a RuntimeError."""
 
     def fail() -> None:
         raise error
