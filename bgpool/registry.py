@@ -263,7 +263,7 @@ def _bystander(settings: Settings) -> Participant:
 
 def _monitor_configs(participant: Participant) -> list[MonitorConfig]:
     """Return the monitor configurations of *participant*'s open pools, in the order in which the pools were made."""
-    joined = participant.members()
+    joined = participant.pools()
     found = [pool.monitoring for pool in list(_registry.pools.values()) if pool in joined]
     return [config for config in found if isinstance(config, MonitorConfig)]
 

@@ -14,12 +14,12 @@ from typing import Final
 from bgpool.logs import log_fields
 from bgpool.pools import fork
 from bgpool.pools.loops import LoopWaits
-from bgpool.pools.watch import Member, Watch
+from bgpool.pools.watch import Watch, WatchedPool
 from bgpool.segment.paths import RunFiles, look_in
 from bgpool.segment.reader import Reader, Reading
 from bgpool.settings import DISABLE
 
-__all__ = ["NonParticipant", "Disabled", "Member", "Participant"]
+__all__ = ["NonParticipant", "Disabled", "WatchedPool", "Participant"]
 
 _logger: Final = logging.getLogger("bgpool.pool")
 
@@ -51,29 +51,29 @@ class Participant:
     def _reset(self) -> None:
         self._lock = threading.Lock()
         # Replaced as a whole; a garbage-collected pool no longer counts.
-        self._joined: tuple[weakref.ref[Member], ...] = ()
+        self._joined: tuple[weakref.ref[WatchedPool], ...] = ()
         self._watch: Watch | None = None
 
     def after_fork_in_child(self) -> None:
-        """Start without members."""
+        """Start without pools."""
         self._reset()
         self.loops.reset()
 
-    def join(self, member: Member) -> None:
-        """Add *member*; the first one starts the process's presence and its watch.
+    def join(self, pool: WatchedPool) -> None:
+        """Add *pool*; the first one starts the process's presence and its watch.
 
         It raises no errors of its own; if it is interrupted, nothing was started.
         """
         with self._lock:
-            if not any(joined() is member for joined in self._joined):
-                self._joined += (weakref.ref(member),)
+            if not any(joined() is pool for joined in self._joined):
+                self._joined += (weakref.ref(pool),)
             watch = self._watch
             if watch is not None:
                 watch.note_member()
                 return
             self._follow_user()
             self._watch = watch = Watch(
-                self.bg_id, self.files, self.reader, self.members, self._ensure_monitor, self.loops.wake
+                self.bg_id, self.files, self.reader, self.pools, self._ensure_monitor, self.loops.wake
             )
         try:
             watch.begin()
@@ -90,10 +90,10 @@ class Participant:
             self.files = RunFiles.of(look_in(self._run_dir), self.bg_id)
             self.reader.follow(self.files)
 
-    def leave(self, member: Member) -> None:
-        """Remove *member*; the last one ends the process's presence."""
+    def leave(self, pool: WatchedPool) -> None:
+        """Remove *pool*; the last one ends the process's presence."""
         with self._lock:
-            self._joined = tuple(joined for joined in self._joined if joined() not in (None, member))
+            self._joined = tuple(joined for joined in self._joined if joined() not in (None, pool))
             if self._joined or self._watch is None:
                 return
             watch, self._watch = self._watch, None
@@ -131,9 +131,9 @@ class Participant:
         watch = self._watch
         return watch is not None and watch.speaks_for_host()
 
-    def members(self) -> list[Member]:
-        """Return the members that have joined and not left."""
-        return [member for joined in self._joined if (member := joined()) is not None]
+    def pools(self) -> list[WatchedPool]:
+        """Return the pools that have joined and not left."""
+        return [pool for joined in self._joined if (pool := joined()) is not None]
 
 
 class NonParticipant(Participant):
@@ -143,17 +143,17 @@ class NonParticipant(Participant):
         super().__init__(bg_id, run_dir, ensure_monitor)
         self.reader = _NoReader(self.files)
 
-    def join(self, member: Member) -> None:
+    def join(self, pool: WatchedPool) -> None:
         """Do nothing: a process that waits for a monitor to exit must not count as a user of it."""
 
 
 class Disabled(NonParticipant):
     """The participant of a process in which ``$BGPOOL_DISABLE`` switches bgpool off: no membership, and a log line."""
 
-    def join(self, member: Member) -> None:
+    def join(self, pool: WatchedPool) -> None:
         """Log once in each process that its pools are plain pools: a forgotten variable costs the next switchover."""
         global _told_in
-        super().join(member)
+        super().join(pool)
         if _told_in == os.getpid():
             return
         _told_in = os.getpid()

@@ -26,7 +26,7 @@ from bgpool.segment.reader import Reader, Reading
 from bgpool.segment.table import Usage
 from bgpool.segment.wake import Word
 
-__all__ = ["Member", "Watch"]
+__all__ = ["WatchedPool", "Watch"]
 
 _logger: Final = logging.getLogger("bgpool.pool")
 
@@ -40,7 +40,7 @@ _COMPLAINTS: Final = 16
 _lacks_logged: Final = [0]
 
 
-class Member(Protocol):
+class WatchedPool(Protocol):
     """A pool, from the view of its participant."""
 
     def apply(self, reading: Reading) -> None:
@@ -76,18 +76,18 @@ class Watch:
         bg_id: str,
         files: RunFiles,
         reader: Reader,
-        members: Callable[[], list[Member]],
+        pools: Callable[[], list[WatchedPool]],
         ensure_monitor: Callable[[RunFiles], object],
         wake: Callable[[], object] = lambda: None,
     ) -> None:
-        """Create a watch that passes the readings of *reader* to *members*, and ensures that there is a monitor.
+        """Create a watch that passes the readings of *reader* to *pools*, and ensures that there is a monitor.
 
         When something was published, it calls *wake* before anything else.
         """
         self._bg_id: Final = bg_id
         self._files: Final = files
         self._reader: Final = reader
-        self._members: Final = members
+        self._pools: Final = pools
         self._ensure_monitor: Final = ensure_monitor
         self._wake: Final = wake
         self._stopping = False
@@ -149,7 +149,7 @@ class Watch:
             relay.release()
 
     def note_member(self) -> None:
-        """Include a new member: it applies the published snapshot, and the row shows it."""
+        """Include a new pool: it applies the published snapshot, and the row shows it."""
         self._act_at = 0.0
         self._pace.note(0.0)
         watcher.stir(self)
@@ -202,18 +202,18 @@ class Watch:
             self._pace.hear(now)
             self._timers = _timers(reading.snapshot)
             self._wake()
-        self._act(reading, self._members())
+        self._act(reading, self._pools())
 
-    def _act(self, reading: Reading, members: list[Member]) -> None:
-        """Let *members* apply *reading*, and record the time of the next application."""
+    def _act(self, reading: Reading, pools: list[WatchedPool]) -> None:
+        """Let *pools* apply *reading*, and record the time of the next application."""
         failure: BaseException | None = None
         due_at = math.inf
-        for member in members:
+        for pool in pools:
             try:
-                member.apply(reading)
-                due_at = min(due_at, time.monotonic() + max(0.0, member.tick()))
+                pool.apply(reading)
+                due_at = min(due_at, time.monotonic() + max(0.0, pool.tick()))
             except BaseException as error:
-                # The other members' connections must be drained in any case.
+                # The other pools' connections must be drained in any case.
                 failure = error
         if failure is not None:
             raise failure
@@ -229,18 +229,18 @@ class Watch:
             self._look(now)
 
     def _look(self, now: float) -> None:
-        """Collect the members' counts for the row and the logs."""
-        members, reading = self._members(), self._heard or self._reader.refresh()
-        self._act(reading, members)
-        usages = [member.usage() for member in members]
+        """Collect the pools' counts for the row and the logs."""
+        pools, reading = self._pools(), self._heard or self._reader.refresh()
+        self._act(reading, pools)
+        usages = [pool.usage() for pool in pools]
         total = Usage.merged(usages)
         self._has_held = total.held > 0
         if now > self._lost_from and reading.is_current:
             # Once is enough: a caller that begins to be held later has read the published snapshot.
             self._lost_from = math.inf
-            self._wake_lost(reading, members, usages)
+            self._wake_lost(reading, pools, usages)
         self._report(total, reading)
-        self._log_holds(members, total, reading)
+        self._log_holds(pools, total, reading)
         if reading.snapshot is not None:
             self._relay_notices(reading.snapshot, total)
         switching = reading.snapshot is not None and reading.snapshot.phase in SWITCHING
@@ -248,12 +248,12 @@ class Watch:
         least_s = WATCH_INTERVAL_S if self._holding or switching else HEARTBEAT_STALE_S
         self._pace.end(now, total, least_s)
 
-    def _wake_lost(self, reading: Reading, members: list[Member], usages: list[Usage]) -> None:
+    def _wake_lost(self, reading: Reading, pools: list[WatchedPool], usages: list[Usage]) -> None:
         """Wake callers that still sleep in the release queue, see bgpool.segment.release_queue, although it has ended.
 
         This happens if the monitor that should have woken them was killed, and a caller that had a turn is stopped.
         """
-        if any(usage.held and not member.is_holding(reading) for member, usage in zip(members, usages, strict=True)):
+        if any(usage.held and not pool.is_holding(reading) for pool, usage in zip(pools, usages, strict=True)):
             self._reader.wake_waiters()
 
     def fail(self, error: BaseException) -> None:
@@ -369,7 +369,7 @@ class Watch:
         if presence is not None:
             presence.write(total._replace(sequence=reading.sequence))
 
-    def _log_holds(self, members: list[Member], total: Usage, reading: Reading) -> None:
+    def _log_holds(self, pools: list[WatchedPool], total: Usage, reading: Reading) -> None:
         """Log one line when callers begin to be held, and one when the last of them proceeds.
 
         Callers that give up and return in the same switchover cause no further lines.
@@ -383,10 +383,10 @@ class Watch:
             text = "[bg_id: %r] holding callers: %d so far"
             extra = log_fields("hold_started", bg_id=self._bg_id, phase=phase)
             _logger.info(text, self._bg_id, total.holds - before.holds, extra=extra)
-        if total.held or any(member.is_holding(reading) for member in members):
+        if total.held or any(pool.is_holding(reading) for pool in pools):
             return
         before, self._before_hold, self._holding = self._before_hold, total, False
-        longest_s = max((member.take_longest_hold_s() for member in members), default=0.0)
+        longest_s = max((pool.take_longest_hold_s() for pool in pools), default=0.0)
         held, late = total.holds - before.holds, total.hold_timeouts - before.hold_timeouts
         text = "[bg_id: %r] callers released: %d were held, the longest for %.1f s; %d of them had timed out"
         extra = log_fields("hold_ended", bg_id=self._bg_id, phase=phase)
