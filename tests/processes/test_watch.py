@@ -262,7 +262,7 @@ def test_one_line_when_callers_begin_to_be_held_and_one_when_they_are_released(
 def test_alternating_warnings_are_logged_once_each(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     """A process of an older version finds the newer table and the newer segment alternately, again and again."""
     part = Participant("watch", tmp_path, lambda _: None)
-    watching = watch.Watch("watch", part.files, part.reader, part.members, lambda _: None)
+    watching = watch.Watch("watch", part.files, part.reader, part.pools, lambda _: None)
     for text in ["the table is newer", "the segment is newer"] * 3:
         watching._complain("hindered", text)
     assert [record.getMessage() for record in caplog.records] == [
