@@ -1,4 +1,4 @@
-"""Hooks for servers. None is needed; they connect before the first request instead of during it."""
+"""Optional hooks for application servers: pools connect before a worker's first request instead of during it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _logger = logging.getLogger("bgpool.pool")
 
 
 def begin_worker(busy_limit_s: float | None) -> None:
-    """Have the pools of this process connect, and log where its server may end it while a caller is held.
+    """Open the connections of this process's pools, and log a warning if its server may end it while a caller is held.
 
     Args:
-        busy_limit_s: After how many seconds the server ends a process that is busy with one request or task; None or 0
-            for never. bgpool status tells of it, too.
+        busy_limit_s: The time in seconds after which the server ends a process that is busy with one request or task;
+            None or 0 if it never does. ``bgpool status`` shows it, too.
     """
     note_busy_limit(busy_limit_s)
     open_pools()
-    # In one process of the host: each would say the same.
+    # Only one process of the host logs it: the others would log the same.
     for pool in [pool for pool in pools() if pool.participant.speaks_for_host()]:
         usage = pool.usage()
         misfit = hold_misfit(usage.hold_limit_ms, usage.busy_limit_ms)

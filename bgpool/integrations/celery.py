@@ -1,8 +1,8 @@
-"""In the module of the Celery application::
+"""Celery: pools connect when a worker's child starts. In the module of the Celery application::
 
-from bgpool.integrations import celery
+    from bgpool.integrations import celery
 
-celery.install()
+    celery.install()
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ __all__ = ["install"]
 
 
 def install() -> None:
-    """Have the pools of every child of the prefork pool connect when it starts instead of in its first task.
+    """Open the pools of every child of the prefork pool when it starts, instead of in its first task.
 
-    Waits for nothing, because a child that took longer than four seconds to start would be killed; errors are
-    logged, not raised. A warning is logged if the application's ``task_time_limit`` or ``task_soft_time_limit`` may end
-    a task while it is held.
+    Does not wait, because a child that takes longer than four seconds to start would be killed. Errors are logged, not
+    raised. A warning is logged if the application's ``task_time_limit`` or ``task_soft_time_limit`` may end a task
+    while it is held.
     """
-    # Not a weak reference: nobody else has one to it.
+    # Not a weak reference: no other object refers to the function.
     worker_process_init.connect(_open_pools, weak=False)
 
 

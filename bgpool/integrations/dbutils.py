@@ -1,8 +1,8 @@
-"""DBUtils' PooledDB on a bgpool pool. The import is the line that changes::
+"""DBUtils' PooledDB on a bgpool pool. Only the import changes::
 
-from bgpool.integrations.dbutils import PooledDB  # was: from dbutils.pooled_db import PooledDB
+    from bgpool.integrations.dbutils import PooledDB  # was: from dbutils.pooled_db import PooledDB
 
-pool = PooledDB(pymysql, mincached=2, maxconnections=20, blocking=True, host="...", user="app", bg_id="ledger")
+    pool = PooledDB(pymysql, mincached=2, maxconnections=20, blocking=True, host="...", user="app", bg_id="ledger")
 
 Source: docs/dbutils.md.
 """
@@ -41,11 +41,11 @@ __all__ = [
 
 InvalidConnection = InvalidConnectionError
 
-#: What PyMySQL's connect takes; every other keyword is get_pool's.
+#: The parameters of PyMySQL's connect; every other keyword is an option of get_pool.
 _PARAMETERS: Final = frozenset(inspect.signature(Connection.__init__).parameters) - {"self"}
 _PYMYSQL: Final = (pymysql, pymysql.connect, Connection)
 
-#: What handles have: whatever the collector finds, it finds the handle alone, and what that had comes back.
+#: The connections of the handles. The collector finds an abandoned handle alone, and its connection is returned.
 _lent: Final[WeakKeyDictionary[PooledDedicatedDBConnection, MysqlConnection]] = WeakKeyDictionary()
 
 
@@ -54,10 +54,10 @@ class TooManyConnections(TooManyRequests, TooManyConnectionsError):  # type: ign
 
 
 class PooledDB:
-    """DBUtils' PooledDB for MySQL: connections that ``close()`` gives back.
+    """DBUtils' PooledDB for MySQL. ``close()`` returns a connection to the pool.
 
     Attributes:
-        pool: The bgpool pool underneath, for ``run()``, ``stats()`` and the rest.
+        pool: The bgpool pool underneath, for ``run()``, ``stats()`` and its other methods.
     """
 
     def __init__(
@@ -76,28 +76,28 @@ class PooledDB:
         isfatal: object = None,  # noqa:ARG002  # DBUtils has it
         **kwargs: Any,
     ) -> None:
-        """A pool that connects at its first checkout.
+        """Create a pool that connects at its first checkout.
 
         Args:
             creator: The module ``pymysql``, its ``connect``, or a ``mysql://`` URL.
-            mincached: Connections that are kept open, >= 0.
-            maxcached: Connections that may be idle; another one that comes back is closed. 0 for any number.
+            mincached: The number of connections that are kept open, >= 0.
+            maxcached: The maximum of idle connections; a further one is closed when it is returned. 0 for no limit.
             maxshared: Raises *maxconnections*. PyMySQL's connections are never shared, in DBUtils neither.
-            maxconnections: Connections at most; 0 for as many as the server lets in.
+            maxconnections: The maximum of connections; 0 for as many as the server accepts.
             blocking: Wait for a free connection, up to ``timeout`` (30 s), instead of raising TooManyConnections.
-            maxusage: How often a connection is lent before it is replaced; 0 or None for any number.
+            maxusage: The number of times that a connection is lent before it is replaced; 0 or None for no limit.
             setsession: SQL statements for every new connection.
-            reset: True, False and None are the same: an open transaction is rolled back. ``"session"`` or a function
+            reset: True, False and None mean the same: an open transaction is rolled back. ``"session"`` or a function
                 as for get_pool.
             failures: Not used: no statement is ever sent a second time.
-            ping: 0 for no check of a connection that was idle before it is lent; SQL or a function for another check
-                than a ping. DBUtils' other numbers, and a pair of number and check, are understood.
-            isfatal: Not used, as *failures*.
-            kwargs: PyMySQL's connection parameters, ``bg_id`` and the other ``bg_`` parameters, and options of
-                get_pool such as ``timeout``.
+            ping: 0 to lend an idle connection without a check; SQL or a function for a check other than a ping.
+                DBUtils' other numbers, and a pair of number and check, are accepted.
+            isfatal: Not used, like *failures*.
+            kwargs: PyMySQL's connection parameters, ``bg_id`` and the other ``bg_`` parameters, and options of get_pool
+                such as ``timeout``.
 
         Raises:
-            ConfigurationError: Another driver, or a value that cannot be used.
+            ConfigurationError: The driver is not PyMySQL, or a value cannot be used.
         """
         numbers = {"mincached": mincached, "maxcached": maxcached, "maxshared": maxshared, "maxusage": maxusage,
                    "maxconnections": maxconnections}  # fmt: skip
@@ -124,30 +124,30 @@ class PooledDB:
     def __del__(self) -> None:
         pool: Pool[Any] | None = getattr(self, "_pool", None)
         if pool is not None and not sys.is_finalizing():
-            # In a thread, because the collector may have interrupted one that holds a lock. Waits for nothing.
+            # In a thread, because the collector may have interrupted a thread that holds a lock. Does not wait.
             with contextlib.suppress(RuntimeError):
                 _thread.start_new_thread(pool.close, (0,))
 
     def _begin(self) -> None:
-        # Handles that are in use. One that is gone, be it by an interrupt, counts no longer; what it had is on its way
-        # back, and the pool waits for it.
+        # The handles that are in use. A handle that is gone, even by an interrupt, no longer counts. Its connection is
+        # being returned, and the pool waits for it.
         self._out: WeakSet[PooledDedicatedDBConnection] = WeakSet()
         self._lock = threading.Lock()
 
     @property
     def pool(self) -> Pool[Any]:
-        """The bgpool pool; another one once that was closed, as DBUtils' goes on after close()."""
+        """The bgpool pool, a new one if it was closed: as in DBUtils, a pool can be used again after close()."""
         if self._pool.closed:
             self._pool = self._make()
         return self._pool
 
     def connection(self, shareable: bool = True) -> PooledDedicatedDBConnection:  # noqa:ARG002  # DBUtils' interface
-        """A connection, to be given back with its ``close()``, by a ``with`` block, or by dropping it.
+        """Return a connection. The caller returns it with its ``close()``, by a ``with`` block, or by dropping it.
 
         Raises:
             TooManyConnections: All are in use and *blocking* is false.
-            PoolTimeout: None became free, or could be opened, in time.
-            SwitchoverHoldTimeout: Held by a switchover for as long as it may be.
+            PoolTimeout: No connection became free, or could be opened, in time.
+            SwitchoverHoldTimeout: A switchover held the caller for the maximum time.
         """
         handle = PooledDedicatedDBConnection(self)
         try:
@@ -161,27 +161,27 @@ class PooledDB:
             raise
 
     def dedicated_connection(self) -> PooledDedicatedDBConnection:
-        """The same as connection()."""
+        """Return a connection like connection()."""
         return self.connection()
 
     def steady_connection(self) -> PooledDedicatedDBConnection:
-        """A connection that ``close()`` closes. It counts as one of *maxconnections*."""
+        """Return a connection that ``close()`` closes. It counts towards *maxconnections*."""
         connection = self.connection()
         connection.dbapi_connection.bgpool_unfit = True
         return connection
 
     def close(self) -> None:
-        """Close what is idle; what is in use is closed when it comes back. connection() begins again."""
+        """Close idle connections; those in use are closed when they are returned. connection() opens a new pool."""
         self._pool.close()
 
     def after_fork_in_child(self) -> None:
-        """The parent's connections take no places here."""
+        """Forget the parent's connections: they do not count in the child."""
         self._begin()
 
     def _take_place(self, handle: PooledDedicatedDBConnection) -> None:
         with self._lock:
             most, out = self._maxconnections, self._out
-            # len() counts the dead, too, where an interrupt came before they were taken out.
+            # len() also counts dead references if an interrupt came before they were removed.
             if len(out) < most or sum(1 for _ in out) < most:
                 out.add(handle)
                 return
@@ -192,7 +192,7 @@ class PooledDB:
         )
 
     def _is_worn(self, connection: MysqlConnection) -> bool:
-        """Whether *connection*, which comes back, is one too many or was lent often enough."""
+        """Return whether the returned *connection* exceeds *maxcached* or was lent *maxusage* times."""
         if self._maxusage:
             connection.bgpool_uses += 1
             if connection.bgpool_uses >= self._maxusage:
@@ -202,18 +202,18 @@ class PooledDB:
 
 
 class PooledDedicatedDBConnection:
-    """One checkout: a PyMySQL connection until ``close()``, which gives it back, and nothing after that.
+    """One checkout: a PyMySQL connection until ``close()``, which returns it to the pool.
 
-    Whatever it does not have itself is the PyMySQL connection's. Its cursors keep it from being collected.
+    All attributes that it lacks are the PyMySQL connection's. Its cursors keep it from being collected.
 
     Attributes:
-        closed: Whether it was given back, or the connection is broken or must not be used again.
+        closed: True if it was returned, or the connection is broken or must not be used again.
     """
 
     _con: MysqlConnection | None = None
 
     def __init__(self, owner: PooledDB) -> None:
-        """Made by PooledDB.connection(), which then gives it its connection."""
+        """Created by PooledDB.connection(), which then sets its connection."""
         self._owner = owner
 
     def __getattr__(self, name: str) -> Any:
@@ -231,8 +231,8 @@ class PooledDedicatedDBConnection:
         connection = self._con
         if connection is None or sys.is_finalizing():
             return
-        # In a thread, because the collector may have interrupted one that holds a lock, and to roll back takes time.
-        # Where no thread is to be had, the connection's own end frees its slot.
+        # In a thread, because the collector may have interrupted a thread that holds a lock, and a rollback takes time.
+        # If no thread can be started, the end of the connection itself frees its slot.
         with contextlib.suppress(RuntimeError):
             _thread.start_new_thread(_give_back, (self._owner, connection))
 
@@ -241,7 +241,7 @@ class PooledDedicatedDBConnection:
         """The PyMySQL connection.
 
         Raises:
-            InvalidConnectionError: It was given back.
+            InvalidConnectionError: It was returned.
         """
         if self._con is None:
             raise InvalidConnectionError("the connection was given back by close(); take another one")
@@ -249,29 +249,29 @@ class PooledDedicatedDBConnection:
 
     @property
     def closed(self) -> bool:
-        """Whether it was given back, or the connection is broken or must not be used again."""
+        """True if it was returned, or the connection is broken or must not be used again."""
         return self._con is None or self._con.closed
 
     def cursor(self, *args: Any, **kwargs: Any) -> Any:
-        """A PyMySQL cursor; the connection is not given back by dropping it while the cursor is there."""
+        """Return a PyMySQL cursor. Dropping the handle does not return the connection while the cursor exists."""
         cursor: Any = self.dbapi_connection.cursor(*args, **kwargs)
         cursor.bgpool_keeps = self
         return cursor
 
     def cancel(self) -> None:
-        """Nothing, as with DBUtils: PyMySQL cannot cancel."""
+        """Do nothing, as in DBUtils: PyMySQL cannot cancel."""
 
     def dbapi(self) -> Any:
-        """The module ``pymysql``."""
+        """Return the module ``pymysql``."""
         return pymysql
 
     def threadsafety(self) -> int:
-        """PyMySQL's."""
+        """Return PyMySQL's thread safety level."""
         return pymysql.threadsafety
 
     def close(self) -> None:
-        """Give the connection back, rolled back; does nothing the second time."""
-        # One step for the interpreter: of two threads that close it, one gives it back.
+        """Roll back and return the connection; a second call does nothing."""
+        # One atomic step of the interpreter: if two threads close it, only one returns it.
         connection = vars(self).pop("_con", None)
         if connection is not None:
             try:
@@ -288,7 +288,7 @@ def _give_back(owner: PooledDB, connection: MysqlConnection) -> None:
     connection.close()
 
 
-# -- what DBUtils' arguments mean --------------------------------------------------------------------------------
+# -- DBUtils' arguments -----------------------------------------------------------------------------------------
 
 
 def _whole(name: str, value: object) -> int:
@@ -300,7 +300,7 @@ def _whole(name: str, value: object) -> int:
 
 
 def _target(creator: object, kwargs: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The DSN, and the options of get_pool that *kwargs* are."""
+    """Return the DSN, and the options of get_pool in *kwargs*."""
     for name in ("min_size", "max_size", "close_returns"):
         if name in kwargs:
             raise ConfigurationError(f"{name}: PooledDB takes mincached and maxconnections, and close() gives back")
@@ -319,7 +319,7 @@ def _target(creator: object, kwargs: dict[str, Any]) -> tuple[str, dict[str, Any
 
 
 def _configure(setsession: Any, own: Callable[[Any], object] | None) -> Callable[[Any], None]:
-    """What is done to every new connection. A function of its own for each PooledDB, which so has a pool of its own."""
+    """Return the function that configures new connections. It is unique per PooledDB, so that each has its own pool."""
     given = [setsession] if isinstance(setsession, str) else setsession or ()
     statements = list(given) if isinstance(given, Iterable) else [given]
     if not all(isinstance(statement, str) for statement in statements):
@@ -336,7 +336,7 @@ def _configure(setsession: Any, own: Callable[[Any], object] | None) -> Callable
 
 
 def _check(ping: object) -> Callable[[Any], None] | None:
-    """The check of a connection that was idle; None for a ping."""
+    """Return the check of a connection that was idle; None for a ping."""
     flag, pinger = ping if isinstance(ping, tuple) and len(ping) == 2 else (ping, None)
     if pinger is None and (isinstance(flag, str) or callable(flag)):
         flag, pinger = 1, flag

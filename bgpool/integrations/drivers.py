@@ -1,4 +1,4 @@
-"""Connection parameters, as a framework's settings have them, in the terms of get_pool and get_connector."""
+"""Translation of a framework's connection parameters into those of get_pool and get_connector."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from bgpool.pools.connector import PLACE
 
 __all__ = ["MONITORING", "PER_CONNECTION", "Origin", "is_bgpools", "split"]
 
-#: get_connector's keyword that is no connection parameter.
+#: get_connector's keyword that is not a connection parameter.
 MONITORING: Final = "monitoring"
-#: Belongs to one owner of connections, and is given to each of them: owners with the same parameters share a connector.
+#: Belongs to one owner of connections, and is passed to each of them: owners with the same parameters share a
+#: connector.
 PER_CONNECTION: Final = frozenset({"context"})
-#: May be several: a change of key has the new one and the old one.
+#: Parameters that may have several values: during a change of key there are the new one and the old one.
 _LISTS: Final = frozenset({"bg_fleet_key"})
 
 _NO_FILE: Final = (
@@ -30,7 +31,7 @@ _OF_PSYCOPG2: Final = "it is psycopg2's, and this is psycopg 3: leave it out"
 _OF_ASYNCPG: Final = "it is asyncpg's, and this is psycopg 3"
 _OF_AWS: Final = "it is the AWS wrapper's: leave it out"
 
-#: Names that other drivers have, or that belong elsewhere, and what to write instead.
+#: Names that other drivers use, or that belong elsewhere, and the replacement.
 _FOREIGN: Final[Mapping[Engine, Mapping[str, str]]] = {
     Engine.POSTGRESQL: {
         "service": "write host, port and database into {place}, or name the service in $PGSERVICE",
@@ -54,7 +55,7 @@ _FOREIGN: Final[Mapping[Engine, Mapping[str, str]]] = {
 _FOREIGN_TO_BOTH: Final[Mapping[str, str]] = dict.fromkeys(
     ("plugins", "wrapper_dialect", "wrapper_driver_dialect", "wrapper_plugins", "bgd_id"), _OF_AWS
 )
-#: What mysqlclient's ssl_mode says, in parameters that PyMySQL has.
+#: The values of mysqlclient's ssl_mode, in parameters that PyMySQL has.
 _SSL_MODES: Final[Mapping[str, str]] = {
     "DISABLED": "write ssl_disabled=true",
     "PREFERRED": "leave it out",
@@ -62,21 +63,21 @@ _SSL_MODES: Final[Mapping[str, str]] = {
     "VERIFY_CA": "write ssl_ca=FILE&ssl_check_hostname=false",
     "VERIFY_IDENTITY": "write ssl_ca=FILE, which has the name verified as well",
 }
-#: PyMySQL does not support them, and says so where they are true.
+#: PyMySQL does not support them, and raises if they are true.
 _UNSUPPORTED: Final = ("compress", "named_pipe")
 
 
 @lru_cache
 def is_bgpools(name: str) -> bool:
-    """Whether a parameter is get_connector's own. Remembered: a framework may ask at each request."""
+    """Return whether a parameter is get_connector's own. Cached: a framework may call it at each request."""
     return is_own(name) or name == MONITORING
 
 
 def split(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Those of *params* that are the driver's, and those that are get_connector's own.
+    """Split *params* into the driver's parameters and get_connector's own.
 
     Args:
-        params: By name.
+        params: The parameters by name.
     """
     own = {name: value for name, value in params.items() if is_bgpools(name)}
     return {name: value for name, value in params.items() if name not in own}, own
@@ -84,12 +85,12 @@ def split(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a user has written connection parameters; errors speak of it.
+    """The source of connection parameters, for error texts.
 
     Attributes:
-        name: What errors begin with.
-        place: Where host and database are written.
-        nested: What holds parameters that are no text.
+        name: The beginning of error texts.
+        place: The setting that contains host and database.
+        nested: The setting for parameters that are not text.
         elsewhere: Names that belong to the framework itself, and what to do with them.
     """
 
@@ -101,15 +102,15 @@ class Origin:
     def translate(
         self, engine: Engine, params: Mapping[str, Any], own: Mapping[str, Any]
     ) -> tuple[str, dict[str, Any]]:
-        """The DSN and the ``kwargs`` with which get_pool and get_connector connect as the driver does with *params*.
+        """Return the DSN and ``kwargs`` with which get_pool and get_connector connect like the driver with *params*.
 
         Args:
-            engine: Which driver's parameters *params* are.
+            engine: The engine whose driver *params* are for.
             params: The driver's parameters, by its names.
-            own: get_connector's, as split() has them.
+            own: get_connector's parameters, as returned by split().
 
         Raises:
-            ConfigurationError: Anything that cannot be used; the text says what to write instead, and holds no secret.
+            ConfigurationError: A parameter cannot be used. The text names the replacement and contains no secret.
         """
         self._refuse_lists({**params, **own})
         self._refuse_foreign(engine, params)
@@ -119,15 +120,17 @@ class Origin:
         return mysql.url_of(kwargs), kwargs
 
     def refusal(self, error: ConfigurationError) -> ConfigurationError:
-        """*error* of get_pool or get_connector in the user's terms: what they call kwargs, or a part of the DSN, is
-        among the parameters here."""
+        """Translate *error* of get_pool or get_connector into the user's terms.
+
+        The text of *error* refers to kwargs, or a part of the DSN. Here these are parameters.
+        """
         return self._refuse(str(error).removeprefix("kwargs: ").removeprefix("dsn: "))
 
     def _refuse(self, text: str) -> ConfigurationError:
         return ConfigurationError(f"{self.name}: {text}")
 
     def _refuse_lists(self, params: Mapping[str, Any]) -> None:
-        """Refuse several values for one name: hosts, or a name that is given twice."""
+        """Refuse several values for one name: several hosts, or a name that is given twice."""
         for name, value in params.items():
             is_list = isinstance(value, (list, tuple))
             if name in PLACE and (is_list or "," in str(value or "")):
@@ -139,7 +142,7 @@ class Origin:
                 raise self._refuse(f"{name}: it is given {len(value)} times; once is allowed")
 
     def _refuse_foreign(self, engine: Engine, params: Mapping[str, Any]) -> None:
-        """Refuse what another driver would understand, or the framework, and say what to write instead."""
+        """Refuse parameters that only another driver or the framework understands, and name the replacement."""
         for name, value in params.items():
             if name == "ssl_mode" and engine is Engine.MYSQL:
                 known = str(value).upper() if str(value).upper() in _SSL_MODES else None
@@ -159,7 +162,7 @@ class Origin:
 
 
 def _of_pymysql(params: Mapping[str, Any]) -> dict[str, Any]:
-    """PyMySQL's *params* without old names, and without what says no to something that it does not support."""
+    """Return PyMySQL's *params* without deprecated names, and without false values of unsupported parameters."""
     return {
         name: value
         for name, value in mysql.renamed(params).items()

@@ -6,9 +6,9 @@
     async def place_order(item: str, conn: Conn) -> int:
         ...
 
-FastAPI ends a dependency that yields when the response has been sent: with the COMMIT there, a client is told that all
-is well before anybody knows. What is made here ends when the endpoint returns. A COMMIT that fails is an error of the
-endpoint's then: the application's exception handlers get it, or the client gets 500.
+FastAPI ends a dependency that yields after the response has been sent. With the COMMIT there, a client would receive a
+success before the outcome is known. The dependencies of this module end when the endpoint returns. A COMMIT that fails
+is therefore an error of the endpoint: the application's exception handlers receive it, or the client receives 500.
 """
 
 from __future__ import annotations
@@ -43,26 +43,26 @@ if tuple(map(int, __version__.split(".")[:2])) < (0, 121):
 
 
 def connection(pool: AsyncPool, *, timeout: float | None = None) -> Any:
-    """A dependency that gives an endpoint a connection of *pool*, with a transaction for the whole of it.
+    """Return a dependency that gives an endpoint a connection of *pool*, with one transaction for the whole call.
 
-    When the endpoint returns the transaction is committed, and the connection goes back, before anything of the
-    response is sent; if it raises, HTTPException included, the transaction is rolled back. The dependencies of one
-    request that name the same pool and timeout share one connection.
+    When the endpoint returns, the transaction is committed and the connection is returned before any part of the
+    response is sent. If the endpoint raises, HTTPException included, the transaction is rolled back. The dependencies
+    of one request that name the same pool and timeout share one connection.
 
-    While a response streams, and in background tasks, the connection is another request's already: take one from the
+    While a response streams, and in background tasks, another request may already use the connection: take one from the
     pool there.
 
     Args:
-        pool: Made by bgpool.get_async_pool.
-        timeout: Longest wait for a connection, in seconds; the pool's own by default. A request that waits for longer
-            fails with PoolTimeout, or SwitchoverHoldTimeout.
+        pool: A pool of bgpool.get_async_pool.
+        timeout: Longest wait for a connection, in seconds; the pool's own by default. A request that waits longer fails
+            with PoolTimeout, or SwitchoverHoldTimeout.
 
     Returns:
-        What FastAPI's Depends() returns, for ``Annotated[psycopg.AsyncConnection, ...]``. In tests, its attribute
-        ``dependency`` is the key for ``app.dependency_overrides``.
+        The value of FastAPI's Depends(), for ``Annotated[psycopg.AsyncConnection, ...]``. In tests, its attribute
+            ``dependency`` is the key for ``app.dependency_overrides``.
 
     Raises:
-        ConfigurationError: *pool* is no async pool, or *timeout* no number of seconds.
+        ConfigurationError: *pool* is not an async pool, or *timeout* is not a number of seconds.
     """
     if not isinstance(pool, AsyncPool):
         raise ConfigurationError(
@@ -74,19 +74,19 @@ def connection(pool: AsyncPool, *, timeout: float | None = None) -> Any:
 
 
 def session(maker: async_sessionmaker[Any]) -> Any:
-    """A dependency that gives an endpoint a session of SQLAlchemy's, with a transaction for the whole of it.
+    """Return a dependency that gives an endpoint an SQLAlchemy session, with one transaction for the whole call.
 
-    It ends as that of ``connection`` does. Objects that are loaded in it expire at the COMMIT unless *maker* has
-    ``expire_on_commit=False``; the response is made of what the endpoint returns before that.
+    It ends like that of ``connection``. Objects that are loaded in it expire at the COMMIT unless *maker* has
+    ``expire_on_commit=False``. The response is built from the endpoint's result before that.
 
     Args:
         maker: An async_sessionmaker, of an engine for ``postgresql+bgpool://`` or any other.
 
     Returns:
-        What FastAPI's Depends() returns, for ``Annotated[AsyncSession, ...]``.
+        The value of FastAPI's Depends(), for ``Annotated[AsyncSession, ...]``.
 
     Raises:
-        ConfigurationError: *maker* is no async_sessionmaker.
+        ConfigurationError: *maker* is not an async_sessionmaker.
     """
     from sqlalchemy.ext.asyncio import async_sessionmaker
 
@@ -100,7 +100,7 @@ def session(maker: async_sessionmaker[Any]) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Connection:
-    """Equal for the same pool, for FastAPI calls equal dependencies of a request once."""
+    """Equal for the same pool, because FastAPI calls equal dependencies of a request once."""
 
     pool: AsyncPool
     timeout: float | None

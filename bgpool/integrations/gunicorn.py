@@ -1,6 +1,6 @@
-"""In ``gunicorn.conf.py``::
+"""Gunicorn: pools connect before a worker's first request. In ``gunicorn.conf.py``::
 
-from bgpool.integrations.gunicorn import post_worker_init
+    from bgpool.integrations.gunicorn import post_worker_init
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ __all__ = ["post_worker_init"]
 
 
 def post_worker_init(worker: Any) -> None:
-    """Have the worker's pools connect before its first request. Waits for nothing; errors are logged, not raised.
+    """Open the worker's pools before its first request. Does not wait; errors are logged, not raised.
 
     Logs a warning if gunicorn's ``timeout`` may end a sync worker while a caller is held.
 
-    Not ``post_fork``: without preload_app the application, and with it the pool, is not there yet.
+    This is not ``post_fork``: without preload_app the application, and with it the pool, does not exist at that point.
     """
     begin_worker(_busy_limit_s(worker))
 
 
 def _busy_limit_s(worker: Any) -> float | None:
-    """After how long gunicorn kills the worker for being busy; None if it does not.
+    """Return the time after which gunicorn kills a busy worker; None if it does not.
 
-    A worker with threads or green threads gives its signs of life beside the requests. A sync worker gives none during
-    a request; with one listener it gives one just before, with several its last one may be half of the timeout old.
-    ``worker.timeout`` is that half.
+    A worker with threads or green threads sends its heartbeat independently of requests. A sync worker sends none
+    during a request. With one listener it sends one just before a request; with several, its last one may be half of
+    the timeout old. ``worker.timeout`` is that half.
     """
     sync = getattr(sys.modules.get("gunicorn.workers.sync"), "SyncWorker", None)
     if sync is None or not isinstance(worker, sync):

@@ -1,8 +1,8 @@
-"""In the application's module, after its pools were made::
+"""uWSGI: pools connect before a worker's first request. In the application's module, after its pools were created::
 
-from bgpool.integrations import uwsgi
+    from bgpool.integrations import uwsgi
 
-uwsgi.install()
+    uwsgi.install()
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ __all__ = ["install"]
 
 
 def install() -> None:
-    """Have every worker's pools connect before its first request: after the fork, or now where it has happened.
+    """Open every worker's pools before its first request: after the fork, or now if the fork has already happened.
 
-    Waits for nothing; errors are logged, not raised. With lazy-apps the module is loaded in the worker itself.
-    A warning is logged if ``harakiri`` may end a worker while a caller is held.
+    Does not wait; errors are logged, not raised. With lazy-apps the module is loaded in the worker itself. A warning is
+    logged if ``harakiri`` may end a worker while a caller is held.
     """
     if uwsgi.worker_id():
         _begin()

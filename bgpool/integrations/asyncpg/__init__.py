@@ -1,4 +1,4 @@
-"""asyncpg through Blue/Green switchovers: its own pool and connections, opened and ended as bgpool's are.
+"""asyncpg through Blue/Green switchovers: its own pool and connections, opened and closed like bgpool's.
 
 ``create_pool`` and ``connect`` take asyncpg's arguments and bgpool's parameters. Source: docs/asyncpg.md.
 """
@@ -23,7 +23,7 @@ except ImportError as error:
 if tuple(map(int, _version.split(".")[:2])) < (0, 30):
     raise ImportError(f"bgpool.integrations.asyncpg needs asyncpg 0.30 to 0.32, and this is {_version}")
 
-# Behind the check, for they need asyncpg.
+# Imported after the check, because they need asyncpg.
 from bgpool.integrations.asyncpg.connector import CONNECTION, POOL, get_connector
 from bgpool.integrations.asyncpg.errors import (
     CommitOutcomeUnknown,
@@ -55,16 +55,16 @@ R = TypeVar("R")
 
 
 def create_pool(dsn: str | None = None, *, bg_id: str | int | None = None, **options: Any) -> Pool:
-    """As asyncpg.create_pool, for a database with a Blue/Green Deployment; to be awaited, or for ``async with``.
+    """Like asyncpg.create_pool, for a database with a Blue/Green Deployment. Await it, or use ``async with``.
 
     Args:
-        dsn: A ``postgresql://`` URL as libpq reads it, with ``bg_`` parameters in its query if you like.
-        bg_id: As for bgpool.get_pool.
-        options: Every option of asyncpg.create_pool but *connect*, and the parameters of bgpool.get_pool: ``bg_…``,
+        dsn: A ``postgresql://`` URL as libpq reads it. Its query may contain ``bg_`` parameters.
+        bg_id: See bgpool.get_pool.
+        options: Every option of asyncpg.create_pool except *connect*, and the parameters of bgpool.get_pool: ``bg_…``,
             ``endpoint``, ``monitoring``, and ``password``, a string or a callable ``(host, port, user) -> str``.
 
     Raises:
-        ConfigurationError: A parameter that is not known or out of its domain, or a DSN that cannot be used.
+        ConfigurationError: A parameter is unknown or out of range, or the DSN cannot be used.
     """
     connector, rest = get_connector(dsn, bg_id, options)
     # With asyncpg's own defaults, which its class does not have.
@@ -72,18 +72,18 @@ def create_pool(dsn: str | None = None, *, bg_id: str | int | None = None, **opt
 
 
 async def connect(dsn: str | None = None, *, bg_id: str | int | None = None, **options: Any) -> Any:
-    """As asyncpg.connect; also for ``asyncpg.create_pool(connect=functools.partial(connect, bg_id=…))``.
+    """Like asyncpg.connect; also for ``asyncpg.create_pool(connect=functools.partial(connect, bg_id=…))``.
 
     Args:
-        dsn, bg_id: As for create_pool.
+        dsn, bg_id: See create_pool.
         options: Every option of asyncpg.connect, and bgpool's, as for create_pool.
 
     Returns:
-        The connection; a switchover ends it after bg_drain_timeout_ms.
+        The connection; a switchover closes it after bg_drain_timeout_ms.
 
     Raises:
-        ConfigurationError: As create_pool.
-        SwitchoverHoldTimeout: A switchover has held it for as long as it may be.
+        ConfigurationError: See create_pool.
+        SwitchoverHoldTimeout: A switchover held the caller for the maximum time.
         GreenHostRejected: The endpoint is green and the switchover is over.
     """
     connector, rest = get_connector(dsn, bg_id, options)
@@ -122,31 +122,31 @@ async def run(
     idempotent: bool = False,
     receipt_id: str | None = None,
 ) -> R | AlreadyApplied:
-    """Await ``fn(connection, *args)`` in a transaction and commit it; again, when a switchover cut it before that.
+    """Await ``fn(connection, *args)`` in a transaction and commit it; repeat it if a switchover cut it before that.
 
-    *fn* may be called several times, of which one is applied: what it does beside its transaction it does several
-    times. It must not end the transaction. A unit whose task is cancelled is not run again; cancelled during COMMIT, it
-    may have been applied.
+    *fn* may be called several times, but only one call is applied. Its effects outside its transaction happen once per
+    call. It must not end the transaction. A unit whose task is cancelled is not run again; if it is cancelled during
+    COMMIT, it may have been applied.
 
     Args:
-        pool: Of create_pool.
-        fn: What is to be done in one transaction, a coroutine function.
+        pool: A pool of create_pool.
+        fn: A coroutine function with the work of one transaction.
         args: Its arguments after the connection.
-        timeout: Longest time until the last call begins, in seconds; None for the longest hold and as much again.
-        idempotent: *fn* may be applied twice. Then it is called again also where nobody can tell whether it was.
-        receipt_id: The unit's id, 1 to 200 letters, digits and ``._:@/+=~#-``: it is applied once, however often and in
-            how many processes it is run with this id. Needs bg_receipts_table. None for an id of its own.
+        timeout: Longest time until the last call begins, in seconds; None for twice the longest hold.
+        idempotent: *fn* may be applied twice. It is then also called again if the outcome of its COMMIT is unknown.
+        receipt_id: The unit's id, 1 to 200 letters, digits and ``._:@/+=~#-``: the unit is applied once, however often
+            and in however many processes it is run with this id. Needs bg_receipts_table. None for a generated id.
 
     Returns:
-        What *fn* returned; AlreadyApplied(receipt_id) if an earlier run with the same *receipt_id* was applied.
+        The result of *fn*; AlreadyApplied(receipt_id) if an earlier run with the same *receipt_id* was applied.
 
     Raises:
-        CommitOutcomeUnknown: COMMIT was cut, and nobody can tell what became of it.
-        SwitchoverInterrupted: Cut again and again, until the time was used up.
-        TypeError: *fn* returned nothing that can be awaited.
-        ConfigurationError: *pool* is not of create_pool, *fn* cannot be called, *timeout* is no number of seconds, or
-            *receipt_id* is no id or has no table.
-        Exception: Whatever *fn* or acquiring a connection raised; the transaction was rolled back.
+        CommitOutcomeUnknown: COMMIT was cut, and its outcome cannot be determined.
+        SwitchoverInterrupted: The unit was cut repeatedly until its time was used up.
+        TypeError: The result of *fn* cannot be awaited.
+        ConfigurationError: *pool* is not of create_pool, *fn* cannot be called, *timeout* is not a number of seconds,
+            or *receipt_id* is not a valid id or has no table.
+        Exception: Any error of *fn* or of acquiring a connection; the transaction was rolled back.
     """
     if not isinstance(pool, Pool):
         raise ConfigurationError(f"run: a pool of bgpool's create_pool is allowed, and not {type(pool).__name__}")

@@ -1,4 +1,4 @@
-"""An asyncpg connection that knows its generation: it holds new transactions, and says what a cut has done."""
+"""An asyncpg connection with a generation: it holds new transactions and explains the effect of a cut in errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ else:
 
 __all__ = ["AsyncpgAware", "aware"]
 
-#: Sent at the end of a block, or by its user: it needs no new transaction, nor a connection that is there.
+#: Sent at the end of a block, or by the user. It needs no new transaction, and no open connection.
 _ROLLS_BACK: Final = re.compile(r"\s*ROLLBACK\b[^;]*;?\s*", re.IGNORECASE)
 
 
@@ -37,14 +37,14 @@ class AsyncpgAware(_Base):
     """Mixed in before asyncpg's Connection, or a subclass of it.
 
     Attributes:
-        bgpool_generation: What it was opened under; None while it is being made.
+        bgpool_generation: The generation under which it was opened; None while it is being opened.
         bgpool_address: The IP address of its server; empty for a Unix socket.
-        bgpool_lent: Whether a user has it, who waits in a switchover; not while the pool resets it.
-        bgpool_busy: Whether it is in use, and not idle in a pool.
-        bgpool_keeps_place: Whether its place in the pool is its user's until they release it, also once it is lost.
-        bgpool_met_error: Whether a statement has failed since a unit of work began.
-        bgpool_began_read_only: What the server reported when the unit began.
-        bgpool_unfit, bgpool_cut, bgpool_refused, bgpool_in_unit, bgpool_ended, bgpool_in_doubt: As Aware has them.
+        bgpool_lent: True if a user has it, and waits in a switchover; False while the pool resets it.
+        bgpool_busy: True if it is in use; False if it is idle in a pool.
+        bgpool_keeps_place: True if its place in the pool belongs to its user until they release it, even if it is lost.
+        bgpool_met_error: True if a statement has failed since a unit of work began.
+        bgpool_began_read_only: The read-only state that the server reported when the unit began.
+        bgpool_unfit, bgpool_cut, bgpool_refused, bgpool_in_unit, bgpool_ended, bgpool_in_doubt: See Aware.
     """
 
     bgpool_generation: Generation | None = None
@@ -59,10 +59,10 @@ class AsyncpgAware(_Base):
     bgpool_in_doubt: str | None = None
     bgpool_met_error: bool = False
     bgpool_began_read_only: bool = False
-    # What the server had reported when it refused a write; and whether it is still to be asked.
+    # The state that the server had reported when it refused a write; and whether the server must still be queried.
     _reported_read_only: bool | None = None
     _unsettled: bool = False
-    # Its user, or the pool, has ended it.
+    # True once its user, or the pool, has closed it.
     _ending: bool = False
 
     def __init__(self, protocol: Any, transport: Any, *args: Any, **kwargs: Any) -> None:
@@ -77,37 +77,37 @@ class AsyncpgAware(_Base):
         if generation is None or not generation.inherited:
             super().__del__()
 
-    # -- what its generation asks --------------------------------------------------------------------------------
+    # -- the interface for its generation ------------------------------------------------------------------------
 
     @property
     def bgpool_is_open(self) -> bool:
-        """As Aware says; asked by other threads as well."""
+        """See Aware; other threads also call it."""
         connected: bool = self._wire.is_connected()
         return connected and not self._aborted
 
     @property
     def bgpool_is_idle(self) -> bool:
-        """As Aware says."""
+        """See Aware."""
         return not self._wire.is_in_transaction() and self._top_xact is None
 
     def fileno(self) -> int:
-        """As Aware says; by the time that it is used the number may be another's."""
+        """See Aware; when the number is used, it may already belong to another file."""
         return self._fd
 
     def bgpool_discard(self) -> None:
-        """As Aware says."""
+        """See Aware."""
         self.terminate()
 
     # -- before a statement is sent ------------------------------------------------------------------------------
 
     async def bgpool_await_usable(self, text: str, timeout: float | None) -> None:
-        """Wait before *text* is sent, as long as a switchover holds new transactions.
+        """Wait before *text* is sent, while a switchover holds new transactions.
 
         Raises:
-            SwitchoverHoldTimeout: Held for as long as it may be.
-            TimeoutError: For as long as the statement may take, *timeout* seconds.
+            SwitchoverHoldTimeout: The caller was held for the maximum time.
+            TimeoutError: The caller was held for the statement's timeout, *timeout* seconds.
             SwitchoverInterrupted: The connection was cut, or is from before the switchover. Nothing was sent.
-            InheritedConnection: It is the parent's.
+            InheritedConnection: The connection belongs to the parent process.
         """
         generation = self.bgpool_generation
         assert generation is not None
@@ -117,7 +117,7 @@ class AsyncpgAware(_Base):
         if not generation.inherited and not begins:
             return
         try:
-            # Before Python 3.12 asyncio.wait_for swallows a cancellation that comes in the turn in which the wait ends.
+            # Before Python 3.12, asyncio.wait_for swallows a cancellation in the loop iteration in which the wait ends.
             async with compat.timeout(timeout):
                 await generation.await_usable()
         except SwitchoverInterrupted:
@@ -125,10 +125,10 @@ class AsyncpgAware(_Base):
             self._end()
             raise
 
-    # -- what an error means -------------------------------------------------------------------------------------
+    # -- translation of errors -----------------------------------------------------------------------------------
 
     def bgpool_explain(self, text: str, error: BaseException, *, in_transaction: bool) -> BaseException:
-        """*error* of sending *text*, or what it means in a switchover."""
+        """Return *error* of sending *text*, or the error that it stands for in a switchover."""
         generation = self.bgpool_generation
         assert generation is not None
         self.bgpool_met_error = True
@@ -149,7 +149,7 @@ class AsyncpgAware(_Base):
         return error
 
     def _lose(self) -> Exception | None:
-        """Note that it was lost between two statements; what that means in a switchover, None outside of one."""
+        """Note a loss between two statements; return its meaning in a switchover, None outside of one."""
         if self.bgpool_in_doubt is None:
             self.bgpool_in_doubt = NO_DOUBT
         self._end()
@@ -163,35 +163,35 @@ class AsyncpgAware(_Base):
 
     @property
     def bgpool_is_lost(self) -> bool:
-        """Whether it is closed, and neither its user nor the pool has closed it."""
+        """Return whether it is closed, although neither its user nor the pool has closed it."""
         return self.bgpool_generation is not None and not self.bgpool_is_open and not self._ending
 
     def bgpool_is_standby(self) -> bool:
-        """Whether the server says that it is in recovery; PostgreSQL 14 and later say it."""
+        """Return whether the server reports that it is in recovery; PostgreSQL 14 and later report it."""
         return getattr(self._wire.protocol.get_settings(), "in_hot_standby", None) == "on"
 
     def bgpool_reports_read_only(self) -> bool | None:
-        """As reports_read_only of psycopg's connections."""
+        """Like reports_read_only of psycopg's connections."""
         settings = self._wire.protocol.get_settings()
         reports = [getattr(settings, name, None) for name in REPORTED]
         return None if None in reports else "on" in reports
 
     def _refused(self, error: Exception) -> BaseException:
-        """A write was refused: by the server, or in a transaction that the user has made read-only."""
+        """Handle a refused write: refused by the server, or in a transaction that the user has made read-only."""
         generation = self.bgpool_generation
         assert generation is not None
-        # A transaction stays as it was begun, and the server may take writes again by now.
+        # A transaction keeps the mode in which it began, and the server may accept writes again by now.
         began_read_only = self.bgpool_in_unit and self.bgpool_began_read_only
         self._reported_read_only = began_read_only or self.bgpool_reports_read_only()
         self.bgpool_refused = self._reported_read_only is not False
-        # The transaction has failed: the server is asked once it is over.
+        # The transaction has failed: the server is queried when it is over.
         self._unsettled = self.bgpool_unfit = True
         if self.bgpool_refused and generation.is_switching():
             return generation.explain_read_only(error)
         return error
 
     async def bgpool_asettle_refusal(self) -> None:
-        """As Aware says."""
+        """See Aware."""
         generation = self.bgpool_generation
         if not self._unsettled or generation is None or not self.bgpool_is_open:
             return
@@ -216,7 +216,7 @@ class AsyncpgAware(_Base):
         )
         self.bgpool_unfit = self.bgpool_refused and generation.note_refusal()
 
-    # -- what its user calls -------------------------------------------------------------------------------------
+    # -- methods for the user ------------------------------------------------------------------------------------
 
     def _check_open(self) -> None:
         if self.bgpool_is_lost and self.bgpool_in_doubt is None:
@@ -226,7 +226,7 @@ class AsyncpgAware(_Base):
         super()._check_open()
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> Any:
-        """As asyncpg's; what is lost is rolled back."""
+        """Like asyncpg's; on a lost connection, ROLLBACK succeeds."""
         if not self.bgpool_is_open and self._is_gone() and not args and _ROLLS_BACK.fullmatch(query):
             return "ROLLBACK"
         return await super().execute(query, *args, timeout=timeout)
@@ -235,16 +235,16 @@ class AsyncpgAware(_Base):
         return self.bgpool_is_lost or self.bgpool_in_doubt is not None
 
     def is_in_transaction(self) -> bool:
-        """As asyncpg's; where it is closed it is in none."""
+        """Like asyncpg's; False on a closed connection."""
         return self.bgpool_is_open and bool(self._wire.is_in_transaction())
 
     def transaction(self, *, isolation: Any = None, readonly: bool = False, deferrable: bool = False) -> Any:
-        """As asyncpg's; where the connection is lost in the block, the block ends with what says so."""
+        """Like asyncpg's. If the connection is lost in the block, the block ends with the error that explains it."""
         self._check_open()
         return _Transaction(self, isolation, readonly, deferrable)
 
     async def _prepare(self, *args: Any, **kwargs: Any) -> Any:
-        # For prepare(), and for SQLAlchemy, which prepares everything and keeps it.
+        # For prepare(), and for SQLAlchemy, which prepares and keeps all statements.
         statement = await super()._prepare(*args, **kwargs)
         if type(statement) is PreparedStatement:
             statement.__class__ = _PreparedStatement
@@ -257,13 +257,13 @@ class AsyncpgAware(_Base):
         super()._set_proxy(proxy)
 
     def _on_release(self, *args: Any, **kwargs: Any) -> None:
-        # What follows is the pool's: it ends what is open, and wipes the session.
+        # The pool does what follows: it ends what is open, and resets the session.
         self.bgpool_lent = False
         super()._on_release(*args, **kwargs)
 
     def _cleanup(self) -> None:
         if self.bgpool_keeps_place and self._proxy is not None and not self._ending:
-            # Lost while in use. asyncpg would take the proxy out of its user's hands, who would be told that it was
+            # Lost while in use. asyncpg would detach the user's proxy, and the user would get the error that it was
             # released.
             self._clean_tasks()
             self._call_termination_listeners()
@@ -271,7 +271,7 @@ class AsyncpgAware(_Base):
         super()._cleanup()
 
     async def close(self, *, timeout: float | None = None) -> None:
-        """As asyncpg's; a connection of the parent of a fork is left alone."""
+        """Like asyncpg's; a connection of the parent process is not closed."""
         if self._is_inherited():
             keep_forever(self)
             return
@@ -279,30 +279,30 @@ class AsyncpgAware(_Base):
         await super().close(timeout=timeout)
 
     def terminate(self) -> None:
-        """As asyncpg's; a connection of the parent of a fork is left alone."""
+        """Like asyncpg's; a connection of the parent process is not closed."""
         if self._is_inherited():
             keep_forever(self)
             return
         self._ending = True
-        # The transport of a closed loop closes its socket when it is collected: it cannot tell anybody any more.
+        # The transport of a closed loop closes its socket when it is collected; it can call nothing in the loop.
         with contextlib.suppress(*(RuntimeError,) if self._loop.is_closed() else ()):
             super().terminate()
 
     def _end(self) -> None:
-        """End it, and leave its place to its user as if it was lost."""
+        """Close it, and keep its place for its user as if it was lost."""
         if not self._is_inherited() and not self._aborted:
             self._abort()
             self._cleanup()
 
     async def _cancel(self, waiter: Any, *args: Any) -> None:
-        # A silent server is not waited for: asyncpg would do so at the rollback, or the release, that comes next.
+        # Do not wait for a silent server: asyncpg would do so at the next rollback or release.
         late = self._loop.call_later(CANCEL_TIMEOUT_S, self._end)
         try:
             await super()._cancel(waiter, *args)
         finally:
             late.cancel()
         if waiter.done() and not waiter.cancelled() and waiter.exception() is not None:
-            # asyncpg before 0.32 would raise it at the next statement. What becomes of the one at hand nobody knows.
+            # asyncpg before 0.32 would raise it at the next statement. The outcome of the current one is unknown.
             self._end()
 
     def _is_inherited(self) -> bool:
@@ -310,7 +310,7 @@ class AsyncpgAware(_Base):
 
 
 class _PreparedStatement(PreparedStatement):
-    """asyncpg's prepared statement; on a lost connection it tells what happened to that."""
+    """asyncpg's prepared statement; on a lost connection it raises the error that explains the loss."""
 
     __slots__ = ()
 
@@ -320,23 +320,23 @@ class _PreparedStatement(PreparedStatement):
 
 
 class _Transaction(Transaction):
-    """asyncpg's transaction, whose end tells of a lost connection what happened to it."""
+    """asyncpg's transaction; its end raises the error that explains the loss of a connection."""
 
     async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         connection: AsyncpgAware = self._connection
         if kind is not None and connection._is_gone():
-            # Rolled back, and the error that tells why is under way.
+            # It is rolled back, and the error with the reason is being raised.
             self._managed = False
             return
         try:
             await super().__aexit__(kind, error, trace)
         except Exception:
-            # Lost while it rolled back: the same.
+            # If it was lost during the rollback, do the same.
             if kind is None or not connection._is_gone():
                 raise
 
     async def rollback(self) -> None:
-        """As asyncpg's; what is lost is rolled back."""
+        """Like asyncpg's; on a lost connection it succeeds."""
         connection: AsyncpgAware = self._connection
         if connection._is_gone():
             return
@@ -353,7 +353,7 @@ class _Transaction(Transaction):
 
 @cache
 def aware(connection_class: type[asyncpg.Connection]) -> type[AsyncpgAware]:
-    """*connection_class* with AsyncpgAware mixed in."""
+    """Return *connection_class* with AsyncpgAware mixed in."""
     if issubclass(connection_class, AsyncpgAware):
         return connection_class
     names = {"__module__": connection_class.__module__, "__doc__": connection_class.__doc__}

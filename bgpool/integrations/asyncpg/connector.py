@@ -1,4 +1,4 @@
-"""The asyncpg connector: what of a connector is asyncpg's, and asyncpg's parameters in the terms of get_connector."""
+"""The asyncpg connector, and asyncpg's parameters in the terms of get_connector."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["CONNECTION", "POOL", "AsyncpgConnector", "get_connector"]
 
 
 def _keywords(function: Any) -> dict[str, Any]:
-    """The keywords of *function* and their defaults, which differ from release to release."""
+    """Return the keywords of *function* and their defaults, which differ between releases."""
     parameters = inspect.signature(function).parameters.values()
     return {one.name: one.default for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY}
 
@@ -40,10 +40,10 @@ POOL: Final[Mapping[str, Any]] = {
 }
 CONNECTION: Final[Mapping[str, Any]] = _keywords(asyncpg.connect)
 _NOT_READ: Final = ("service", "servicefile")
-#: The releases that were run, from and below: more is used of asyncpg than what it documents.
+#: The range of tested releases, from (inclusive) and below: bgpool uses parts of asyncpg that are not documented.
 _FROM: Final = (0, 30)
 _BELOW: Final = (0, 33)
-#: asyncpg's keywords that the monitor has to know as well, by libpq's names.
+#: asyncpg's keywords that the monitor also needs, by libpq's names.
 _SHARED: Final[Mapping[str, str]] = {
     "host": "host",
     "port": "port",
@@ -54,7 +54,7 @@ _SHARED: Final[Mapping[str, str]] = {
 
 
 def _unchecked(_name: str, _value: object) -> None:
-    """Read with the connection parameters."""
+    """Do nothing: the value is checked with the connection parameters."""
 
 
 def _ssl(name: str, value: object) -> None:
@@ -63,7 +63,7 @@ def _ssl(name: str, value: object) -> None:
 
 
 class AsyncpgConnector(AsyncConnector[AsyncpgAware]):
-    """Opens asyncpg connections that go through Blue/Green switchovers."""
+    """Opens asyncpg connections that are carried through Blue/Green switchovers."""
 
     KIND = "asyncpg pool"
     OPTIONS: ClassVar[Mapping[str, Check]] = {"kwargs": _unchecked, "ssl": _ssl}
@@ -71,27 +71,27 @@ class AsyncpgConnector(AsyncConnector[AsyncpgAware]):
     _unit_class: ClassVar[type[Unit[Any, Any]]] = AsyncpgUnit
 
     def __init__(self, dsn: Dsn, settings: Settings, participant: Participant, options: Mapping[str, Any]) -> None:
-        """A connector for *dsn*, in which kwargs are by now."""
+        """Create a connector for *dsn*, which already includes the kwargs."""
         super().__init__(dsn, settings, participant, {k: v for k, v in options.items() if k != "kwargs"})
         self.in_use = _is_busy
 
     async def aconnect(self, **kwargs: Any) -> AsyncpgAware:
-        """As AnyConnector's, with asyncpg's errors."""
+        """Like AnyConnector's, with asyncpg's errors."""
         try:
             return await super().aconnect(**kwargs)
         except errors.PasswordFailed as error:
             raise self._recipe.like(None, errors.PasswordFailed, str(error)) from error
 
     def generation(self) -> object:
-        """What is handed out now in the running loop; None for nothing."""
+        """Return the generation that is handed out now in the running loop; None if there is none."""
         return self._here().current
 
 
 def _check_release(version: str) -> None:
-    """Refuse an asyncpg that may send what bgpool would not see.
+    """Refuse a release of asyncpg that may send statements that bgpool does not see.
 
     Raises:
-        ConfigurationError: It was not tried with asyncpg *version*.
+        ConfigurationError: bgpool was not tested with asyncpg *version*.
     """
     numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
     if not _FROM <= numbers < _BELOW:
@@ -115,10 +115,11 @@ def get_connector(
     *,
     kinds: Mapping[Engine, type[AsyncpgConnector]] = _ASYNCPG,
 ) -> tuple[AsyncpgConnector, dict[str, Any]]:
-    """The connector for *dsn*, of one of *kinds*, and those of the *options* that are for each connection or the pool.
+    """Return the connector for *dsn*, of one of *kinds*, and the *options* for each connection or the pool.
 
     Raises:
-        ConfigurationError: As bgpool.get_connector; or an option that asyncpg does not have, or another asyncpg.
+        ConfigurationError: See bgpool.get_connector. Or asyncpg does not have an option, or its release is not
+            supported.
     """
     _check_release(asyncpg.__version__)
     own: dict[str, Any] = {}

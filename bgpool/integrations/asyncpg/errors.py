@@ -1,6 +1,6 @@
-"""bgpool's errors as asyncpg's: who catches either finds them.
+"""bgpool's errors as asyncpg's: an application can catch either class.
 
-None of them has a ``sqlstate`` in its body: asyncpg would take the class for the one of all errors with that code.
+None has a ``sqlstate`` in its class body: asyncpg would register the class for all errors with that code.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _OURS: Final[Mapping[Callable[..., Exception], type[Exception]]] = {
 
 
 def like(error: BaseException | None, kind: Callable[..., Exception], text: str) -> Exception:
-    """A *kind* of error with *text* that is asyncpg's as well, with the SQLSTATE of *error*."""
+    """Return an error of *kind* with *text* that is also asyncpg's, with the SQLSTATE of *error*."""
     new: Any = _OURS.get(kind, kind)(text)
     if isinstance(error, asyncpg.PostgresError):
         new.sqlstate = error.sqlstate
@@ -78,16 +78,16 @@ def like(error: BaseException | None, kind: Callable[..., Exception], text: str)
     return found
 
 
-#: What asyncpg's connect raises that is none of its own errors, and that an application may have raised as well.
+#: Errors that asyncpg's connect raises and that are not asyncpg's; an application may also have raised them.
 _OTHERS: Final = (OSError, asyncio.TimeoutError)
 
 
 def note_connecting(error: BaseException) -> None:
-    """Note that *error* says that no connection could be made, if it does not say so by its class."""
+    """Mark *error* as a failure to connect, if its class does not show that."""
     if isinstance(error, _OTHERS):
         error.bgpool_connecting = True  # type: ignore[union-attr]  # errors take attributes
 
 
 def was_connecting(error: BaseException) -> bool:
-    """Whether *error* was noted so."""
+    """Return whether *error* was marked as a failure to connect."""
     return getattr(error, "bgpool_connecting", False) is True

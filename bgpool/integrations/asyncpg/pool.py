@@ -1,4 +1,4 @@
-"""asyncpg's pool behind the gate: a checkout is held before it takes a place, and nothing old is handed out."""
+"""asyncpg's pool behind the gate: a checkout is held before it takes a place, and no stale connection is handed out."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from bgpool.pools.options import deadline_of
 
 __all__ = ["Pool"]
 
-#: What the set-up of a connection ends with that a switchover cuts; nobody has it yet.
+#: The errors of setting up a connection that a switchover cuts; no user has it yet.
 _LOST: Final = (SwitchoverInterrupted, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, OSError)
-#: What asyncpg says at a return of a connection that is being lost meanwhile.
+#: The errors of asyncpg when a connection is lost while it is being released.
 _LOST_AT_RELEASE: Final = (
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
@@ -27,14 +27,14 @@ _LOST_AT_RELEASE: Final = (
 
 
 class Pool(asyncpg.Pool):
-    """asyncpg's Pool, whose connections go through Blue/Green switchovers. Made by create_pool.
+    """asyncpg's Pool, whose connections are carried through Blue/Green switchovers. Created by create_pool.
 
     Attributes:
-        connector: Makes its connections; pools with the same DSN share one.
+        connector: The connector of its connections; pools with the same DSN share one.
     """
 
     def __init__(self, connector: AsyncpgConnector, init: Callable[[Any], Awaitable[None]] | None, **options: Any):
-        """A pool of *connector*'s connections; the options are those of asyncpg's."""
+        """Create a pool of *connector*'s connections; the options are asyncpg's."""
         self.connector: Final = connector
         self._set_up: Final = init
 
@@ -48,14 +48,14 @@ class Pool(asyncpg.Pool):
         async def set_up(connection: Any) -> None:
             if init is not None:
                 await init(connection)
-            # Kept from now on, and idle until somebody takes it.
+            # It is now in the pool, and idle until it is acquired.
             connection.bgpool_lent = connection.bgpool_busy = False
 
         super().__init__(connect=connect, init=set_up, **options)
         connector.set_owner_size(self, options["max_size"])
 
     async def _acquire(self, timeout: float | None) -> Any:
-        """A connection; acquire() comes here, and all of the pool's own fetch(), execute() and so on."""
+        """Acquire a connection, for acquire() and for all of the pool's own methods such as fetch() and execute()."""
         self._check_loop()
         deadline = None if timeout is None else deadline_of(timeout)
         while True:
@@ -72,24 +72,24 @@ class Pool(asyncpg.Pool):
             if self.connector.is_fit(proxy._con):
                 self.connector.checkouts += 1
                 return proxy
-            # It gives its place back.
+            # This frees its place.
             proxy._con.terminate()
 
     async def release(self, connection: Any, *, timeout: float | None = None) -> None:
-        """As asyncpg's; a connection that a switchover has made unfit is closed, and its loss is no error any more."""
+        """Like asyncpg's. A connection that a switchover made unfit is closed, and its loss is no longer an error."""
         raw = getattr(connection, "_con", None)
         if raw is None or connection._holder._pool is not self:
             await super().release(connection, timeout=timeout)
             return
         self._check_loop()
         if raw.bgpool_unfit:
-            # As asyncpg has it for all that follows: a cancelled release goes on.
+            # Like asyncpg for all that follows: a cancelled release continues.
             await asyncio.shield(self._release_unfit(connection, timeout))
         else:
             await self._release(connection, timeout)
 
     async def _release_unfit(self, connection: Any, timeout: float | None) -> None:
-        """Release it, once it is known whether the server takes writes."""
+        """Release it after determining whether the server accepts writes."""
         try:
             await connection._con.bgpool_asettle_refusal()
         finally:
@@ -104,7 +104,7 @@ class Pool(asyncpg.Pool):
         try:
             await super().release(connection, timeout=timeout)
         except _LOST_AT_RELEASE:
-            # Its user is done: whatever was to be committed has been.
+            # Its user has finished: all that had to be committed has been.
             if not raw.is_closed():
                 raise
 

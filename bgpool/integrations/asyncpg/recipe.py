@@ -1,4 +1,4 @@
-"""How asyncpg connections are made: to an address, with libpq's parameters, and a name to be proved."""
+"""The recipe of asyncpg connections: to an address, with libpq's parameters, and with a host name to verify."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from bgpool.pools.waits import BLOCKING
 
 __all__ = ["LIBPQ", "AsyncpgRecipe"]
 
-#: libpq's parameters that asyncpg reads in a DSN, and nowhere else.
+#: libpq's parameters that asyncpg only reads in a DSN.
 _OF_TLS: Final = (
     "sslmode", "sslrootcert", "sslcrl", "sslcert", "sslkey", "sslpassword", "ssl_min_protocol_version",
     "ssl_max_protocol_version",
@@ -43,11 +43,11 @@ _NAMES: Final[Mapping[str, str]] = MappingProxyType(
         "krbsrvname": "krbsrvname",
     }
 )
-#: What is sent to the server as it is.
+#: Parameters that are sent to the server unchanged.
 _SETTINGS: Final = ("application_name", "options", "replication")
-#: What is done here.
+#: Parameters that this module handles.
 _DONE: Final = ("host", "hostaddr", "port", "connect_timeout", "fallback_application_name")
-#: Of the socket: its option of TCP, and by how much libpq's number is to be divided.
+#: Parameters of the socket: the TCP option, and the divisor of libpq's number.
 _TCP: Final[Mapping[str, str]] = MappingProxyType(
     {
         "keepalives_idle": "TCP_KEEPIDLE",
@@ -56,7 +56,7 @@ _TCP: Final[Mapping[str, str]] = MappingProxyType(
         "tcp_user_timeout": "TCP_USER_TIMEOUT",
     }
 )
-#: What asyncpg does in any case, or never does, and the values that mean no more than that.
+#: Parameters that asyncpg always or never follows, and the values that agree with that.
 _MOOT: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
         "client_encoding": ("utf8", "utf-8", "auto"),
@@ -72,21 +72,21 @@ _MOOT: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     }
 )
 
-#: libpq's parameters that are taken beside asyncpg's.
+#: libpq's parameters that are accepted in addition to asyncpg's.
 LIBPQ: Final = frozenset({*_OF_TLS, *_SETTINGS, *_TCP, *_MOOT, "connect_timeout", "fallback_application_name"})
 
 Context = ssl.SSLContext
 
 
 class AsyncpgRecipe(PostgresRecipe):
-    """Recipe of an asyncpg connector; its parameters are libpq's, for the monitor has the same."""
+    """The recipe of an asyncpg connector. Its parameters are libpq's, because the monitor has the same."""
 
     failures: ClassVar[tuple[type[Exception], ...]] = (
         asyncpg.PostgresError,
         asyncpg.TargetServerAttributeNotMatched,
         OSError,
         asyncio.TimeoutError,
-        # bgpool's own are.
+        # bgpool's own errors are of this class.
         psycopg.OperationalError,
     )
 
@@ -98,22 +98,22 @@ class AsyncpgRecipe(PostgresRecipe):
         self._named: Final[dict[str, NamedContext]] = {}
 
     def make_inner(self, connector: object) -> DriversPool:
-        """There is none: who calls a connector keeps the connections."""
+        """Raise: there is no inner pool, because the callers of a connector keep the connections."""
         raise NotImplementedError
 
     @property
     def names_matter(self) -> bool:
-        """As Recipe says; a context of the application's may ask for a proof, too."""
+        """See Recipe; an SSL context of the application may also require a verified name."""
         return super().names_matter or (isinstance(self._tls, Context) and self._tls.check_hostname)
 
     def for_trials(self) -> Recipe:
-        """As Recipe says: psycopg's."""
+        """See Recipe: the result is psycopg's."""
         trials = PostgresRecipe(self.dsn, self.settings, self.gate, self.endpoint, self.resolver, {})
         trials.waits = BLOCKING
         return trials
 
     async def aopen(self, place: Destination, kwargs: Mapping[str, Any]) -> Any:
-        """As Recipe says; *kwargs* are asyncpg's, over the parameters of the DSN."""
+        """See Recipe; *kwargs* are asyncpg's and override the parameters of the DSN."""
         params = self.dsn.params
         name = self.dsn.host
         own = {**self._static, **kwargs}
@@ -124,7 +124,7 @@ class AsyncpgRecipe(PostgresRecipe):
         if place.password is not None:
             own["password"] = place.password
         elif own.get("password") is None and not name.startswith("/"):
-            # asyncpg would look for the address in the password file.
+            # asyncpg would search the password file for the address.
             own["password"] = self._filed_password(own)
         address = place.address or params.get("hostaddr") or name
         try:
@@ -137,7 +137,7 @@ class AsyncpgRecipe(PostgresRecipe):
         return connection
 
     def _tls_for(self, name: str) -> dict[str, Any]:
-        """What has *name* proved, if anything is to be."""
+        """Return the TLS context that verifies *name*, if a name must be verified."""
         if not isinstance(self._tls, Context):
             return self._tls
         if name not in self._named:
@@ -161,25 +161,25 @@ class AsyncpgRecipe(PostgresRecipe):
         return found
 
     def is_silence(self, error: Exception) -> bool:
-        """As Recipe says."""
+        """See Recipe."""
         return isinstance(error, (OSError, asyncio.TimeoutError)) and not isinstance(error, ssl.SSLError)
 
     def failure(self, text: str) -> Exception:
-        """As Recipe says."""
+        """See Recipe."""
         failure: Exception = asyncpg.ConnectionFailureError(text)
         return failure
 
     @staticmethod
     def like(error: BaseException | None, kind: Callable[..., Exception], text: str) -> Exception:
-        """As Recipe says."""
+        """See Recipe."""
         return like(error, kind, text)
 
 
 def _static(params: Mapping[str, Any]) -> dict[str, Any]:
-    """What every connection is made with.
+    """Return the parameters of every connection.
 
     Raises:
-        ConfigurationError: A parameter that asyncpg has nothing for.
+        ConfigurationError: asyncpg has no equivalent of a parameter.
     """
     known = {*_OF_TLS, *_NAMES, *_SETTINGS, *_DONE, *_TCP}
     for name, value in params.items():
@@ -200,7 +200,7 @@ def _static(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tls(params: Mapping[str, Any], given: Any) -> Context | dict[str, Any]:
-    """The context of TLS connections, or what leaves it to asyncpg: where no name is to be proved."""
+    """Return the context of TLS connections; if no name must be verified, the value that leaves TLS to asyncpg."""
     if given is None or isinstance(given, str):
         mode = given or params.get("sslmode")
         if mode == "verify-full":
@@ -215,8 +215,8 @@ def _tls(params: Mapping[str, Any], given: Any) -> Context | dict[str, Any]:
 
 
 def _watch(number: int, params: Mapping[str, Any]) -> None:
-    """Have TCP notice a dead network, as libpq does."""
-    # Of uvloop's, Python has no socket that takes options.
+    """Have TCP detect a dead network, like libpq."""
+    # For uvloop's sockets, Python has no object that takes options.
     with socket.socket(fileno=os.dup(number)) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, int(str(params.get("keepalives", "1")) != "0"))
         for name, option in _TCP.items():

@@ -1,4 +1,4 @@
-"""TLS to an address, under a name: asyncpg has the name of a host proved that it connects to, and no other."""
+"""TLS to an address under a name. asyncpg itself only verifies the host name to which it connects."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _CONTENTS: Final = {"ssl_min_protocol_version": "minimum_version", "ssl_max_prot
 
 
 class NamedContext(ssl.SSLContext):
-    """As a given context, but whoever answers has to prove one name, wherever the connection goes.
+    """Like a given context, but the server must prove one name, whatever the address of the connection.
 
-    The context itself is left as it is: it is the application's, perhaps, and used for other hosts. asyncio and uvloop
-    call ``wrap_bio`` alone, for a request to cancel as well.
+    The context itself is not changed: it may be the application's, and used for other hosts. asyncio and uvloop only
+    call ``wrap_bio``, also for a cancel request.
     """
 
     def __new__(cls, context: ssl.SSLContext, name: str) -> NamedContext:
-        """A context that wraps as *context* does, with *name* to be proved and sent (SNI)."""
+        """Return a context that wraps like *context*, verifies *name* and sends it (SNI)."""
         named = super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
-        # What asyncpg reads of a context.
+        # The attributes of a context that asyncpg reads.
         named.check_hostname = context.check_hostname
         named.verify_mode = context.verify_mode
         named._wrapped, named._name = context, name
@@ -42,11 +42,11 @@ class NamedContext(ssl.SSLContext):
         server_hostname: str | bytes | None = None,  # noqa:ARG002  # it is the address
         session: ssl.SSLSession | None = None,
     ) -> ssl.SSLObject:
-        """As SSLContext.wrap_bio, with our name."""
+        """Like SSLContext.wrap_bio, with the given name."""
         return self._wrapped.wrap_bio(incoming, outgoing, server_side, self._name, session)
 
     def wrap_socket(self, *_args: Any, **_kwargs: Any) -> ssl.SSLSocket:
-        """Refuse: nobody calls it, and it would have the address proved.
+        """Refuse: asyncio and uvloop do not call it, and it would verify the address.
 
         Raises:
             TypeError: Always.
@@ -55,10 +55,10 @@ class NamedContext(ssl.SSLContext):
 
 
 def verifying(params: Mapping[str, Any]) -> ssl.SSLContext:
-    """The context for sslmode=verify-full, with what libpq's parameters *params* say of certificates.
+    """Return the context for sslmode=verify-full, with the certificate settings of libpq's parameters *params*.
 
     Raises:
-        ConfigurationError: A file of theirs that is not there or cannot be used, or a version that is not known.
+        ConfigurationError: A file does not exist or cannot be used, or a TLS version is unknown.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -92,7 +92,7 @@ def _given(params: Mapping[str, Any], name: str) -> str:
 
 
 def _own(name: str, *, needed: bool = True) -> str:
-    """The user's own file of that *name*, as libpq has it; empty where it is not there and not *needed*."""
+    """Return the path of the user's own file *name*, like libpq; empty if it does not exist and is not *needed*."""
     path = Path("~/.postgresql", name).expanduser()
     return str(path) if needed or path.exists() else ""
 
@@ -101,5 +101,5 @@ def _load(name: str, path: str, load: Any) -> None:
     try:
         load()
     except OSError as error:
-        # An ssl.SSLError is one.
+        # An ssl.SSLError is an OSError.
         raise ConfigurationError(f"{name}={path!r} cannot be used: {error.strerror or type(error).__name__}") from None

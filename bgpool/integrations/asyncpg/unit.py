@@ -1,4 +1,4 @@
-"""Units of work on asyncpg connections; what became of a COMMIT that was cut is asked as on psycopg's."""
+"""Units of work on asyncpg connections. The outcome of a COMMIT that was cut is queried as with psycopg."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _FAILED: Final = "a statement failed and the function went on: the unit was roll
 class AsyncpgUnit(PostgresUnit[Any, R]):
     """One unit of work on an asyncpg pool. Its connections are AsyncpgAware."""
 
-    # asyncpg's errors have no root of their own.
+    # asyncpg's errors have no common base class.
     driver_error: ClassVar[type[Exception]] = Exception
-    # Whether the transaction has failed, in a statement of the unit's own.
+    # True if the transaction has failed in one of the unit's own statements.
     _is_failed: bool = False
 
     def _reset(self) -> None:
@@ -42,18 +42,18 @@ class AsyncpgUnit(PostgresUnit[Any, R]):
         self._is_failed = False
 
     def is_autocommit(self, connection: Any) -> bool:  # noqa:ARG002  # others look
-        """As Unit says: asyncpg begins no transaction by itself."""
+        """See Unit: asyncpg begins no transaction by itself."""
         return True
 
     def note_begun(self, connection: Any) -> None:
-        """As Unit says."""
+        """See Unit."""
         aware: AsyncpgAware = connection
         aware.bgpool_in_unit, aware.bgpool_refused, aware.bgpool_ended = True, None, False
         aware.bgpool_met_error, aware.bgpool_began_read_only = False, bool(aware.bgpool_reports_read_only())
         self._was_open = aware.is_in_transaction()
 
     async def afinish(self, connection: Any, result: R) -> None:
-        """As Unit says. A transaction that has failed would be rolled back by its COMMIT, and nobody be told."""
+        """See Unit. The COMMIT of a failed transaction would roll it back without an error."""
         aware: AsyncpgAware = connection
         if aware.bgpool_met_error and aware.is_in_transaction():
             try:
@@ -68,7 +68,7 @@ class AsyncpgUnit(PostgresUnit[Any, R]):
         await super().afinish(connection, result)
 
     async def afail(self, connection: Any, error: BaseException, *, held: bool = True) -> None:
-        """As Unit says. A cursor of a lost connection says no more than that it is closed."""
+        """See Unit. A cursor of a lost connection only reports that it is closed."""
         await super().afail(connection, error, held=held)
         if isinstance(error, asyncpg.InterfaceError) or isinstance(error.__cause__, asyncpg.InterfaceError):
             try:
@@ -77,15 +77,15 @@ class AsyncpgUnit(PostgresUnit[Any, R]):
                 raise lost from error
 
     async def asaved(self, connection: Any, query: str) -> tuple[Any, ...]:
-        """As PostgresUnit says; in three round trips, or four where the statement is the unit's own."""
+        """See PostgresUnit; takes three round trips, or four if the statement is the unit's own."""
         aware: AsyncpgAware = connection
         await aware.execute("SAVEPOINT bgpool_unit")
-        # A COMMIT would be answered without an error, and the server have rolled back.
+        # A COMMIT would be answered without an error, although the server rolled back.
         self._is_failed = True
         try:
             row = await self._row(aware, query)
         except Exception:
-            # Also a TimeoutError, which is none of PostgreSQL's: of the connection's command_timeout.
+            # Also for a TimeoutError of the connection's command_timeout, which is not an error of PostgreSQL.
             if aware.bgpool_is_open:
                 await aware.execute("ROLLBACK TO SAVEPOINT bgpool_unit")
                 self._is_failed = False
@@ -97,53 +97,53 @@ class AsyncpgUnit(PostgresUnit[Any, R]):
     async def _row(self, aware: AsyncpgAware, query: str) -> Any:
         if not self._id or f"'{self._id}'" not in query:
             return await aware.fetchrow(query)
-        # Without a name, and not kept: it would take the place of a statement that is used again.
+        # Unnamed and not cached: it would displace a statement that is used again.
         statement = await aware.prepare(query, name="")
         return await statement.fetchrow()
 
     async def asay(self, connection: Any, query: str) -> None:
-        """As PostgresUnit says."""
+        """See PostgresUnit."""
         aware: AsyncpgAware = connection
         await aware.execute(query)
 
     def address_of(self, connection: Any) -> str:
-        """As PostgresUnit says."""
+        """See PostgresUnit."""
         aware: AsyncpgAware = connection
         return aware.bgpool_address
 
     def is_in_transaction(self, connection: Any) -> bool:
-        """As PostgresUnit says."""
+        """See PostgresUnit."""
         aware: AsyncpgAware = connection
         return aware.bgpool_generation is not None and aware.is_in_transaction()
 
     def reads_only(self, connection: Any) -> bool:
-        """As Unit says."""
+        """See Unit."""
         aware: AsyncpgAware = connection
         return bool(aware.bgpool_is_standby() if self._is_given else aware.bgpool_reports_read_only())
 
     def is_lost(self, connection: Any) -> bool:
-        """As Unit says."""
+        """See Unit."""
         aware: AsyncpgAware = connection
         return self._is_failed or not aware.bgpool_is_open
 
     def is_wait(self, error: Exception) -> bool:
-        """As Unit says."""
+        """See Unit."""
         return isinstance(error, asyncio.TimeoutError) or super().is_wait(error)
 
     def was_cut(self, error: Exception) -> bool:
-        """As Unit says."""
+        """See Unit."""
         if isinstance(error, errors.Error):
             return isinstance(error, errors.CommitOutcomeUnknown)
-        # Of a connection that was made, no OSError is: it is the function's, as is a TimeoutError.
+        # An open connection raises no OSError: it is the function's, like a TimeoutError.
         return sqlstate_of(error) in CUT or was_connecting(error)
 
     def was_refused(self, error: Exception) -> bool:
-        """As Unit says."""
-        # SQLAlchemy's adapter tells the number of errors alone.
+        """See Unit."""
+        # SQLAlchemy's adapter passes on only the code of errors.
         return sqlstate_of(error) == _READ_ONLY
 
     def like(self, error: Exception, kind: Callable[..., Exception], text: str) -> Exception:
-        """As Unit says."""
+        """See Unit."""
         return like(error, kind, text)
 
     async def _ask(self, trace: Trace) -> tuple[Outcome, str]:
@@ -159,13 +159,13 @@ class AsyncpgUnit(PostgresUnit[Any, R]):
         except asyncpg.PostgresError as error:
             if self.was_cut(error) or isinstance(error, errors.Error):
                 raise
-            # Refused, and it would be every time.
+            # It was refused, and would be refused again.
             return Outcome.UNKNOWN, proxy.bgpool_address
         finally:
             await lender.putconn(proxy)
 
     def check(self, connection: Any) -> None:
-        """As Unit says."""
+        """See Unit."""
         aware: AsyncpgAware = connection
         self.check_lost(aware)
         if aware.is_closed():
@@ -176,7 +176,7 @@ class AsyncpgUnit(PostgresUnit[Any, R]):
             )
 
     def check_lost(self, connection: Any) -> None:
-        """As Unit says."""
+        """See Unit."""
         aware: AsyncpgAware = connection
         lost = asyncpg.ConnectionDoesNotExistError("connection was closed")
         if aware.bgpool_in_doubt:
@@ -193,21 +193,21 @@ class PoolLender:
         self._pool: Final = pool
 
     async def getconn(self, timeout: float | None = None) -> Any:
-        """As Lender says."""
+        """See Lender."""
         return await self._pool.acquire(timeout=timeout)
 
     async def putconn(self, conn: Any) -> None:
-        """As Lender says."""
+        """See Lender."""
         await self._pool.release(conn)
 
 
 async def apply_unit(unit: AsyncpgUnit[R], pool: Pool, fn: Callable[[Any], Awaitable[R]]) -> R:
-    """One attempt of *unit*: await *fn* in a transaction on a connection of *pool*, and commit it."""
+    """Make one attempt of *unit*: await *fn* in a transaction on a connection of *pool*, and commit it."""
     proxy = await pool.acquire(timeout=unit.left_s())
     raw: AsyncpgAware = proxy._con
     try:
         transaction = proxy.transaction()
-        # Not start(): where that is cancelled, asyncpg logs an ERROR when the connection comes back.
+        # Not start(): if that is cancelled, asyncpg logs an ERROR when the connection is released.
         await transaction.__aenter__()
         try:
             await unit.abegin(raw)

@@ -1,10 +1,10 @@
 """SQLAlchemy through switchovers: ``create_engine("postgresql+bgpool://…?bg_id=ledger")``, or ``mysql+bgpool://``.
 
-SQLAlchemy keeps its own pool, and everything of it means what it means there. bgpool holds a checkout before it takes a
-place in the pool, makes the connections, and has a stale one replaced when it is checked out. A unit of work that a
+SQLAlchemy keeps its own pool, and all of the pool's options keep their meaning. bgpool holds a checkout before it takes
+a place in the pool, opens the connections, and has a stale one replaced when it is checked out. A unit of work that a
 switchover cuts is called again: see run and transactional.
 
-The same PostgreSQL URL is for create_async_engine, whose units of work are arun's.
+The same PostgreSQL URL works with create_async_engine; its units of work are run by arun.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ except ImportError as error:
 if int(_version.split(".")[0]) < 2:
     raise ImportError(f"bgpool.integrations.sqlalchemy needs SQLAlchemy 2.0 or 2.1, and this is {_version}")
 
-# Behind the check, for they need SQLAlchemy.
+# Imported after the check, because they need SQLAlchemy.
 from bgpool.integrations.sqlalchemy.units import run, transactional  # see above
 
 
 def __getattr__(name: str) -> Any:
-    # Not imported with the others: it needs greenlet, which SQLAlchemy can do without.
+    # Imported on demand: it needs greenlet, which is optional for SQLAlchemy.
     if name == "arun":
         from bgpool.integrations.sqlalchemy.async_units import arun  # see above
 

@@ -1,4 +1,4 @@
-"""``postgresql+bgpool://`` for create_async_engine: what differs from the dialects for threads."""
+"""``postgresql+bgpool://`` for create_async_engine: the differences to the dialects for threads."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ __all__ = ["AsyncBgpoolDialect", "AsyncBgpoolPostgresDialect"]
 
 
 class AsyncBgpoolDialect(BgpoolDialect):
-    """Mixed in before SQLAlchemy's dialect of a driver for asyncio."""
+    """Mixed in before SQLAlchemy's dialect of an asyncio driver."""
 
     supports_statement_cache = True
     bgpool_connectors: ClassVar[Mapping[Engine, type[GreenletConnector[Any]]]]
-    #: SQLAlchemy ends a connection so that it cannot await for: one that is collected, or whose task was cancelled.
+    #: SQLAlchemy uses it for connections that it cannot await: one is being collected, or its task was cancelled.
     has_terminate = True
 
     def bgpool_connect(self, params: Mapping[str, Any]) -> Any:
-        """As BgpoolDialect says, in SQLAlchemy's adapter for the driver."""
-        # Always so with an engine.
+        """See BgpoolDialect; the connection is in SQLAlchemy's adapter for the driver."""
+        # Always true with an engine.
         assert self.bgpool_connector is not None
         return self.loaded_dbapi.connect(**params, async_creator_fn=self.bgpool_connector.aconnect)
 
     def do_terminate(self, dbapi_connection: Any) -> None:
-        """Close *dbapi_connection* without waiting; the parent's of a fork is left alone."""
+        """Close *dbapi_connection* without waiting; a connection of the parent process is not closed."""
         connection = drivers_of(dbapi_connection)
         generation = getattr(connection, "bgpool_generation", None)
         if generation is None:
@@ -43,7 +43,7 @@ class AsyncBgpoolDialect(BgpoolDialect):
 
 
 class AsyncBgpoolPostgresDialect(AsyncBgpoolDialect, BgpoolPostgresDialect, PGDialectAsync_psycopg):
-    """SQLAlchemy's PGDialectAsync_psycopg on connections of bgpool's."""
+    """SQLAlchemy's PGDialectAsync_psycopg on bgpool's connections."""
 
     supports_statement_cache = True
     bgpool_connectors = PSYCOPG

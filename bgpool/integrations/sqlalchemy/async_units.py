@@ -36,7 +36,7 @@ __all__ = ["AsyncUnitBackend", "arun"]
 R = TypeVar("R")
 T = TypeVar("T")
 
-#: Where the sessions, or connections, of a unit come from.
+#: The source of a unit's sessions or connections.
 AsyncMaker: TypeAlias = "async_sessionmaker[Any] | async_scoped_session[Any] | AsyncEngine"
 
 
@@ -69,24 +69,24 @@ async def arun(
     idempotent: bool = False,
     receipt_id: str | None = None,
 ) -> R | AlreadyApplied:
-    """Await ``fn(session, *args)`` in a transaction and commit it; again, when a switchover cut it before that.
+    """Await ``fn(session, *args)`` in a transaction and commit it; repeat it if a switchover cut it before that.
 
-    All that run says of a unit is true of this one as well. A unit whose task is cancelled is not run again; cancelled
+    The description of run applies here as well. A unit whose task is cancelled is not run again; if it is cancelled
     during COMMIT, it may have been applied.
 
     Args:
         maker: An async_sessionmaker, or an AsyncEngine, of ``create_async_engine("postgresql+bgpool://…")``; with an
-            engine *fn* gets an AsyncConnection. Of an async_scoped_session the new session is the current one while
+            engine *fn* gets an AsyncConnection. With an async_scoped_session, the new session is the current one while
             *fn* is awaited.
-        fn: A coroutine function: what is to be done in one transaction.
-        args, timeout, idempotent, receipt_id: As run has them.
+        fn: A coroutine function with the work of one transaction.
+        args, timeout, idempotent, receipt_id: See run.
 
     Returns:
-        What *fn* returned; AlreadyApplied(receipt_id) if an earlier run with the same *receipt_id* was applied.
+        The result of *fn*; AlreadyApplied(receipt_id) if an earlier run with the same *receipt_id* was applied.
 
     Raises:
-        TypeError: *fn* returned nothing that can be awaited.
-        Exception: As run.
+        TypeError: The result of *fn* cannot be awaited.
+        Exception: See run.
     """
     check_unit("arun", fn, timeout, GIVEN)
     works = AsyncUnitBackend(maker)
@@ -94,28 +94,28 @@ async def arun(
 
 
 class AsyncUnitBackend(UnitBackend):
-    """Where the sessions, or connections, of asyncio come from, and how SQLAlchemy's own code is run for them."""
+    """The source of a unit's asyncio sessions or connections; runs SQLAlchemy's own code for them in greenlets."""
 
     def __init__(self, maker: AsyncMaker) -> None:
-        """As Works."""
+        """See UnitBackend."""
         if not isinstance(maker, (AsyncEngine, async_sessionmaker, async_scoped_session)):
             raise refused("arun", maker, _advice(maker))
         self.maker: Any = maker
 
     async def spawn(self, function: Callable[..., T], *args: Any) -> T:
-        """As Works says; in a greenlet."""
+        """See UnitBackend; called in a greenlet."""
         return await greenlet_spawn(function, *args)
 
     def result(self, fn: Callable[..., object], returned: Any) -> Any:
-        """As Works says; awaited, in a greenlet.
+        """See UnitBackend; awaits the result in a greenlet.
 
         Raises:
-            TypeError: It cannot be.
+            TypeError: The result cannot be awaited.
         """
         return await_only(awaitable(fn, returned))
 
     def engine(self) -> Engine:
-        """As Works says."""
+        """See UnitBackend."""
         maker = self.maker
         if isinstance(maker, AsyncEngine):
             return maker.sync_engine
@@ -123,7 +123,7 @@ class AsyncUnitBackend(UnitBackend):
 
     @contextlib.contextmanager
     def open(self) -> Iterator[tuple[Work, Any]]:
-        """As Works says; in a greenlet."""
+        """See UnitBackend; called in a greenlet."""
         maker = self.maker
         if isinstance(maker, AsyncEngine):
             with maker.sync_engine.connect() as connection:
@@ -137,7 +137,7 @@ class AsyncUnitBackend(UnitBackend):
 
 
 def _advice(maker: object) -> str:
-    """What to give instead of *maker*."""
+    """Return the advice for an unsupported *maker*."""
     allowed = "an async_sessionmaker, an async_scoped_session or an AsyncEngine is allowed"
     if isinstance(maker, AsyncSession):
         return f"{allowed}; each attempt needs a new session, so give what makes them"

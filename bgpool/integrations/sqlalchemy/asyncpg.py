@@ -29,8 +29,8 @@ __all__ = ["CONNECTORS", "AsyncBgpoolAsyncpgDialect"]
 _OperationalError: Any = AsyncAdapt_asyncpg_dbapi.OperationalError
 
 
-# SQLAlchemy's adapter makes errors of its own of asyncpg's, by their class, and passes on what is one of its own. So
-# ``orig`` of what SQLAlchemy raises is bgpool's, as with psycopg.
+# SQLAlchemy's adapter translates asyncpg's errors by their class, and passes on its own errors unchanged. The errors
+# below are of its own classes, so that ``orig`` of SQLAlchemy's errors is bgpool's error, as with psycopg.
 
 
 class SwitchoverHoldTimeout(asyncpgs.SwitchoverHoldTimeout, _OperationalError):
@@ -75,19 +75,19 @@ _OURS: Final[Mapping[Callable[..., Exception], type[Exception]]] = {
 class _Recipe(AsyncpgRecipe):
     @staticmethod
     def like(error: BaseException | None, kind: Callable[..., Exception], text: str) -> Exception:
-        """As Recipe says."""
+        """See Recipe."""
         return asyncpgs.like(error, _OURS.get(kind, kind), text)
 
 
 class _Unit(AsyncpgUnit[Any]):
     def is_autocommit(self, connection: Any) -> bool:
-        """As Unit says; SQLAlchemy's adapter begins transactions, and knows."""
+        """See Unit; SQLAlchemy's adapter begins transactions and knows the mode."""
         noted = getattr(connection, "bgpool_entry", None)
         adapter = getattr(noted() if noted is not None else None, "dbapi_connection", None)
         return getattr(adapter, "isolation_level", None) == "autocommit"
 
     def like(self, error: Exception, kind: Callable[..., Exception], text: str) -> Exception:
-        """As Unit says."""
+        """See Unit."""
         return _Recipe.like(error, kind, text)
 
 
@@ -96,38 +96,38 @@ class _Connector(GreenletConnector[Any], AsyncpgConnector):
     _unit_class: ClassVar[type[Unit[Any, Any]]] = _Unit
 
 
-#: As bgpool.registry.CONNECTORS.
+#: Like bgpool.registry.CONNECTORS.
 CONNECTORS: Final[Mapping[Engine, type[_Connector]]] = {Engine.POSTGRESQL: _Connector}
 
 
 class AsyncBgpoolAsyncpgDialect(AsyncBgpoolDialect, PGDialect_asyncpg):
-    """SQLAlchemy's PGDialect_asyncpg on connections of bgpool's."""
+    """SQLAlchemy's PGDialect_asyncpg on bgpool's connections."""
 
     supports_statement_cache = True
     bgpool_engine = Engine.POSTGRESQL
     bgpool_connectors = CONNECTORS
-    #: What SQLAlchemy's adapter takes beside the driver.
+    #: Parameters of SQLAlchemy's adapter that are not the driver's.
     _OF_ADAPTER: ClassVar = ("prepared_statement_cache_size", "prepared_statement_name_func", "async_fallback")
 
     @classmethod
     def get_async_dialect_cls(cls, url: Any) -> Any:  # noqa:ARG003  # of any URL the same
-        """The dialect of create_async_engine."""
+        """Return the dialect of create_async_engine."""
         return cls
 
     def bgpool_make_connector(self) -> AnyConnector[Any]:
-        """As BgpoolDialect says, of asyncpg's parameters."""
+        """See BgpoolDialect; the parameters are asyncpg's."""
         params = {name: value for name, value in self._static.items() if name not in self._OF_ADAPTER}
         try:
             connector, rest = get_connector(None, None, {**params, **self._bg}, kinds=CONNECTORS)
         except ConfigurationError as error:
             raise ConfigurationError(f"create_async_engine: {error}") from None
-        # Of each connection.
+        # Those of each connection.
         adapters = {name: value for name, value in self._static.items() if name in self._OF_ADAPTER}
         self._each: Mapping[str, Any] = {**rest, **adapters}
         return connector
 
     def connect(self, *args: Any, **params: Any) -> Any:
-        """As BgpoolDialect says."""
+        """See BgpoolDialect."""
         if self.bgpool_connector is None:
             return super().connect(*args, **params)
         if params.get("ssl") is not self._static.get("ssl"):
@@ -137,13 +137,13 @@ class AsyncBgpoolAsyncpgDialect(AsyncBgpoolDialect, PGDialect_asyncpg):
         return self.bgpool_connect({**self._each, **changes(_without_ssl(self._static), args, _without_ssl(params))})
 
     def bgpool_begin(self, connection: Connection) -> None:
-        """As BgpoolDialect says: SQLAlchemy's adapter sends BEGIN before its own first statement alone."""
+        """See BgpoolDialect: SQLAlchemy's adapter sends BEGIN only before its own first statement."""
         connection.exec_driver_sql("SELECT 1")
 
     def do_rollback(self, dbapi_connection: Any) -> None:
-        """As BgpoolDialect says; a connection that is still in a transaction afterwards is not used again.
+        """See BgpoolDialect. A connection that is still in a transaction afterwards is not used again.
 
-        SQLAlchemy's adapter forgets a transaction whose BEGIN or ROLLBACK was cancelled, and rolls back nothing then.
+        SQLAlchemy's adapter forgets a transaction whose BEGIN or ROLLBACK was cancelled, and then sends no rollback.
         """
         try:
             super().do_rollback(dbapi_connection)

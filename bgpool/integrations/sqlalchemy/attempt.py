@@ -1,7 +1,7 @@
-"""One attempt of a unit of work through SQLAlchemy: what its Session or Connection does, and what that is to the unit.
+"""One attempt of a unit of work through SQLAlchemy: maps the steps of its Session or Connection to the unit's hooks.
 
-The unit's hooks belong around what SQLAlchemy does to the driver's connection, and not around what the function does: a
-session connects with its first statement, it flushes when it commits, and listeners may write more until then.
+The unit's hooks surround SQLAlchemy's calls to the driver's connection, not the calls of the function. A session
+connects with its first statement, and flushes when it commits. Listeners may write more until then.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bgpool.pools.units import Unit
 
 __all__ = ["Attempt", "MaybeApplied", "Work"]
 
-#: What the function is called with.
+#: The argument of the function.
 Work: TypeAlias = Session | Connection
 
 _ENDED: Final = "the function ended the transaction that it was called in; a unit of work is committed by its runner"
@@ -30,11 +30,11 @@ _ENDED: Final = "the function ended the transaction that it was called in; a uni
 
 @dataclass(frozen=True, slots=True)
 class MaybeApplied:
-    """What an attempt with a session has left that may have been applied although it failed.
+    """The state of an attempt with a session that failed but may have been applied.
 
     Attributes:
         session: Its session, closed.
-        inserted: The new objects whose rows it has inserted: they are detached, and SQLAlchemy would not insert them
+        inserted: The new objects whose rows it has inserted. They are detached, and SQLAlchemy would not insert them
             again.
         options: The execution options of its connection, such as an isolation level that the function has chosen.
     """
@@ -45,12 +45,12 @@ class MaybeApplied:
 
 
 class Attempt:
-    """One transaction of a unit of work, begun, committed or rolled back by SQLAlchemy.
+    """One transaction of a unit of work that SQLAlchemy begins, commits and rolls back.
 
-    The driver's connection has it as ``bgpool_attempt`` meanwhile, by which the dialect finds it.
+    During the attempt the driver's connection refers to it as ``bgpool_attempt``, where the dialect finds it.
 
     Attributes:
-        remains: What it has left, if it had a session and ends in doubt.
+        remains: The state that it leaves if it had a session and ends in doubt.
     """
 
     def __init__(
@@ -61,14 +61,14 @@ class Attempt:
         work: Work,
         options: Mapping[str, Any] | None,
     ) -> None:
-        """An attempt of *unit* with *work*, which is used for nothing else.
+        """Create an attempt of *unit* with *work*, which is used for nothing else.
 
         Args:
             unit: The unit.
-            connector: That of the engine.
+            connector: The engine's connector.
             engine: The engine of *work*.
             work: Its session, or connection.
-            options: The execution options for a connection that a session is to have before its function is called.
+            options: The execution options of a connection that a session must have before its function is called.
         """
         self.remains: MaybeApplied | None = None
         self._unit: Final = unit
@@ -76,12 +76,12 @@ class Attempt:
         self._engine: Final = engine
         self._options: Final = options
         self._work = work
-        # What the transaction is on, once there is one.
+        # The connection of the transaction, once there is one.
         self._connection: Connection | None = None
         self._drivers: Any = None
         self._result: Any = None
         self._is_called = self._is_committing = self._is_over = False
-        # What the function did that no unit can do, and what it met that a unit must know of. It may catch either.
+        # A misuse by the function, and an error that the unit must handle. The function may catch either.
         self._misuse: Exception | None = None
         self._met: Exception | None = None
 
@@ -89,15 +89,16 @@ class Attempt:
         """Call *call* in a transaction of the session or connection, commit that, and return the result.
 
         Raises:
-            KeyTaken, Undecided: It was not called.
-            Exception: As the function and SQLAlchemy raise it; but what stands behind an error that only follows from
-                another one that the function has caught.
+            KeyTaken, Undecided: *call* was not called.
+            Exception: The error of the function or SQLAlchemy. If it only follows from an earlier error that the
+                function has caught, the earlier error.
         """
         try:
             return self._make(self._work, call)
         finally:
             self._is_over = True
-            # The session knows it by its listener, and would wait for the garbage collector with it.
+            # The session refers to it by its listener. The reference cycle would keep both until the garbage collector
+            # runs.
             del self._work
             self._connection = self._drivers = None
 
@@ -109,7 +110,7 @@ class Attempt:
                 else:
                     event.listen(work, "after_begin", self._after_begin)
                     if self._unit.claims:
-                        # It connects with its first statement, and the receipt comes before the function.
+                        # A session connects with its first statement, and the receipt must precede the function.
                         work.connection({"bind": self._engine}, self._options)
                 self._is_called = True
                 self._result = call()
@@ -124,18 +125,18 @@ class Attempt:
                 raise
         return self._result
 
-    # -- what SQLAlchemy tells -----------------------------------------------------------------------------------
+    # -- SQLAlchemy's events -------------------------------------------------------------------------------------
 
     def _after_begin(self, _session: object, _transaction: object, connection: Connection) -> None:
-        # The function may have kept the session, and savepoints begin, too.
+        # The function may have kept the session, and savepoints also begin transactions.
         if not self._is_over and connection is not self._connection:
             self._join(connection)
 
     def _join(self, connection: Connection) -> None:
-        """The unit's transaction is on *connection*.
+        """Bind the unit's transaction to *connection*.
 
         Raises:
-            Exception: It cannot be. The function may catch that, and go on outside of the unit.
+            Exception: The unit cannot use it. The function may catch the error, and continue outside of the unit.
         """
         drivers: Any = connection.connection.driver_connection
         try:
@@ -160,7 +161,7 @@ class Attempt:
             raise
 
     def _refusal(self, connection: Connection, drivers: Any) -> Exception | None:
-        """Why the unit cannot have its transaction on *connection*."""
+        """Return the reason why the unit cannot have its transaction on *connection*."""
         if self._connection is not None:
             return ConfigurationError(
                 f"run: the function used {_place(connection)} beside {_place(self._connection)}, and a unit of work is "
@@ -178,13 +179,13 @@ class Attempt:
             )
         return None
 
-    # -- what the dialect tells ----------------------------------------------------------------------------------
+    # -- calls of the dialect ------------------------------------------------------------------------------------
 
     def before_commit(self) -> None:
-        """COMMIT is sent next: all that sessions and listeners had to write was written.
+        """Prepare for COMMIT, which is sent next: sessions and listeners have written everything.
 
         Raises:
-            InvalidRequestError: It must not be.
+            InvalidRequestError: COMMIT must not be sent.
         """
         if self._is_over or not self._is_held():
             return
@@ -194,19 +195,19 @@ class Attempt:
         try:
             self._unit.finish(self._drivers, self._result)
         except self._unit.driver_error as error:
-            # Not as the driver's error: SQLAlchemy would throw the connection away, which may have to be asked.
+            # Not as the driver's error: SQLAlchemy would drop the connection, which may still have to be queried.
             self._met = error
             raise InvalidRequestError("the transaction of the unit of work cannot be committed") from error
 
     def after_commit(self) -> None:
-        """The server has answered that it has committed; the connection is returned next."""
+        """Note that the server has confirmed the COMMIT; the connection is returned next."""
         if self._is_committing and not self._is_over and self._is_held():
             self._drivers.bgpool_attempt = None
             self._unit.note_applied()
             self._unit.housekeep(self._drivers)
 
     def before_rollback(self) -> None:
-        """A flush has failed, or the function rolls back: after this the connection may be another user's."""
+        """Handle a failed flush, or a rollback by the function: after this the connection may be another user's."""
         if not self._is_held():
             return
         if self._is_over:
@@ -215,13 +216,13 @@ class Attempt:
             self._met = self._met or self._swallowed()
         self._unit.leave(self._drivers)
 
-    # -- what it means -------------------------------------------------------------------------------------------
+    # -- meaning of errors ---------------------------------------------------------------------------------------
 
     def _fail(self, error: BaseException) -> None:
-        """Tell the unit of *error*, before SQLAlchemy rolls back.
+        """Pass *error* to the unit, before SQLAlchemy rolls back.
 
         Raises:
-            Exception: What the unit takes it for.
+            Exception: The unit's translation of it.
         """
         self._is_over = True
         if self._drivers is None or self._unit.is_applied:
@@ -230,7 +231,7 @@ class Attempt:
         if isinstance(error, DBAPIError) and error.orig is not None:
             cause = error.orig
         elif isinstance(error, InvalidRequestError):
-            # "Can't reconnect until invalid transaction is rolled back", say.
+            # For example "Can't reconnect until invalid transaction is rolled back".
             cause = self._met or self._swallowed() or error
         try:
             self._unit.fail(self._drivers, cause, held=self._is_held())
@@ -239,9 +240,9 @@ class Attempt:
         finally:
             self._roll_back()
         if self._unit.in_doubt and self._is_called and isinstance(self._work, Session):
-            # What the rollback would expire or take back may be what was committed, and be in the result.
+            # The objects that the rollback would expire or remove may be committed, and be in the result.
             transaction: Any = self._work.get_transaction()
-            # None where the function has rolled back itself.
+            # There are none if the function itself has rolled back.
             states = list(transaction._new) if transaction is not None else []
             inserted = [entity for state in states if (entity := state.obj()) is not None]
             options = self._connection.get_execution_options() if self._connection is not None else {}
@@ -251,20 +252,20 @@ class Attempt:
             raise cause if isinstance(cause, Error) else self._wrapped(cause) from error
 
     def _roll_back(self) -> None:
-        """Roll back: after an error in a ``commit`` listener SQLAlchemy does not. A lost connection needs none."""
+        """Roll back: after an error in a ``commit`` listener SQLAlchemy does not. A lost connection needs no rollback."""
         connection = self._connection
         if connection is not None and self._is_held():
             with contextlib.suppress(self._unit.driver_error):
                 connection.dialect.do_rollback(connection.connection)
 
     def _wrapped(self, error: Exception) -> DBAPIError:
-        """The driver's *error* as SQLAlchemy raises it."""
+        """Return the driver's *error* as SQLAlchemy raises it."""
         wrapped = DBAPIError.instance(None, None, error, self._unit.driver_error)
         assert isinstance(wrapped, DBAPIError)
         return wrapped
 
     def _swallowed(self) -> Exception | None:
-        """What a switchover has done to the connection; the function may have caught it."""
+        """Return the error of the switchover on the connection; the function may have caught it."""
         if not self._is_held() and self._drivers.bgpool_in_doubt is None:
             return None
         try:
@@ -274,11 +275,11 @@ class Attempt:
         return None
 
     def _is_held(self) -> bool:
-        """Whether the connection is still the attempt's own: it is back in the pool once its transaction has ended."""
+        """Return whether the attempt still holds the connection: it is back in the pool once its transaction has ended."""
         connection = self._connection
         return connection is not None and not (connection.closed or connection.invalidated)
 
 
 def _place(connection: Connection) -> str:
-    """The URL of *connection* without its query, in which SQLAlchemy shows what is secret."""
+    """Return the URL of *connection* without its query, in which SQLAlchemy shows secrets."""
     return connection.engine.url.set(query={}).render_as_string()

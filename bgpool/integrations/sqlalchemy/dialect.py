@@ -1,7 +1,7 @@
-"""What the dialects of both engines have in common: connections are made by a connector, and each belongs to its pool.
+"""The common base of the dialects of both engines: a connector opens the connections, and each belongs to its pool.
 
-They are subclasses of SQLAlchemy's own dialects for the drivers, and override where a connection is made, judged and
-ended. What a URL, a listener or an adapter means to the driver is left to those.
+The dialects are subclasses of SQLAlchemy's own dialects for the drivers. They override the methods that open, check and
+close a connection. SQLAlchemy's dialects translate URLs, listeners and adapters for the driver.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BgpoolDialect", "drivers_of"]
 
-#: What says that a connection is lost, whatever it looks like.
+#: Errors that show that a connection is lost, whatever its state.
 _LOST: Final = (SwitchoverInterrupted, CommitOutcomeUnknown, InheritedConnection)
 
 _INSTEAD: Final = {
@@ -49,7 +49,7 @@ _INSTEAD: Final = {
 }
 
 if TYPE_CHECKING:
-    # Of the dialects that it is mixed in before, SQLAlchemy types what DefaultDialect has.
+    # SQLAlchemy has types only for the DefaultDialect part of the dialects that it is mixed in before.
     from sqlalchemy.engine.default import DefaultDialect as _Base
 else:
     _Base = object
@@ -59,10 +59,10 @@ class BgpoolDialect(_Base):
     """Mixed in before SQLAlchemy's dialect of a driver.
 
     Attributes:
-        bgpool_engine: Of which engine the servers are.
-        bgpool_connectors: What makes the connections, of each engine.
-        bgpool_connector: Makes the connections; None until create_engine has made an engine with the dialect.
-        bgpool_replaced_at: When a stale connection was replaced last, on the monotonic clock, in seconds.
+        bgpool_engine: The engine of the servers.
+        bgpool_connectors: The classes of connectors, by engine.
+        bgpool_connector: Opens the connections; None until create_engine has created an engine with the dialect.
+        bgpool_replaced_at: The time of the last replacement of a stale connection, on the monotonic clock, in seconds.
     """
 
     supports_statement_cache = True
@@ -71,20 +71,20 @@ class BgpoolDialect(_Base):
     bgpool_connector: Any = None
     bgpool_replaced_at: float = -math.inf
 
-    # create_engine looks for what is no keyword-only argument, and hands over what it finds here.
+    # create_engine passes the parameters that it finds in this signature, unless they are keyword-only.
     def __init__(
         self, connect_args: Mapping[str, Any] | None = None, creator: Any = None, pool: Any = None, **kwargs: Any
     ):
-        """A dialect. Its arguments are those that create_engine takes, as far as they are a dialect's.
+        """Create a dialect. Its arguments are those of create_engine that apply to a dialect.
 
         Args:
-            connect_args: Connection parameters, over those of the URL. They are needed here, and not only where a
-                connection is made: a monitor is to be started with them.
-            creator, pool: Not allowed: neither would have connections of bgpool's.
-            kwargs: As SQLAlchemy's dialect.
+            connect_args: Connection parameters that override those of the URL. They are needed here, and not only when
+                a connection is opened: a monitor must be started with them.
+            creator, pool: Not allowed: neither would have bgpool's connections.
+            kwargs: See SQLAlchemy's dialect.
 
         Raises:
-            ConfigurationError: One that is not allowed.
+            ConfigurationError: An argument is not allowed.
         """
         for name, given in (("creator", creator), ("pool", pool)):
             if given is not None:
@@ -110,27 +110,27 @@ class BgpoolDialect(_Base):
             f"{url.drivername}:// has no async dialect for MySQL: use create_engine, in threads where there is a loop"
         )
 
-    # -- making an engine ----------------------------------------------------------------------------------------
+    # -- creation of an engine -----------------------------------------------------------------------------------
 
     def create_connect_args(self, url: URL, *names: Any, **named: Any) -> Any:
-        """As SQLAlchemy's, with connect_args; the parameters of bgpool are put aside, the driver does not know them."""
+        """Like SQLAlchemy's, with connect_args. bgpool's parameters are removed: the driver does not know them."""
         args, params = super().create_connect_args(url, *names, **named)
         params.update(self._connect_args)
         params, own = split(params)
         if self.bgpool_connector is None:
-            # Later it is asked for by libraries, also with other URLs.
+            # Libraries call it again later, also with other URLs.
             self._static, self._bg = dict(params), own
         return args, params
 
     @classmethod
     def engine_created(cls, engine: SqlalchemyEngine) -> None:
-        """Make the connector of *engine*, and have its pool held.
+        """Create the connector of *engine*, and gate its pool.
 
         Raises:
-            ConfigurationError: As get_connector.
+            ConfigurationError: See get_connector.
         """
         dialect = engine.dialect
-        # Always so, for SQLAlchemy calls it with its own engine; and mypy knows it by this.
+        # Always true, because SQLAlchemy calls it with its own engine; mypy needs the assertion.
         assert isinstance(dialect, BgpoolDialect)
         dialect._attach(engine)
 
@@ -141,52 +141,52 @@ class BgpoolDialect(_Base):
         gate(engine.pool, connector)
         event.listen(engine.pool, "connect", _refuse_foreign)
         if not isinstance(engine.pool, StaticPool):
-            # Its one entry is everybody's, and unused to SQLAlchemy once one of them has returned it.
+            # All users share its one entry, and SQLAlchemy counts it as unused once one of them has returned it.
             event.listen(engine.pool, "connect", _note_entry)
         event.listen(engine, "handle_error", _keep_the_others)
         self._engine: weakref.ref[SqlalchemyEngine] = weakref.ref(engine)
         fork.call_in_child(self)
 
     def bgpool_make_connector(self) -> AnyConnector[Any]:
-        """The connector for what create_engine was given.
+        """Return the connector for the arguments of create_engine.
 
         Raises:
-            ConfigurationError: As get_connector.
+            ConfigurationError: See get_connector.
         """
         return make_connector(self.bgpool_connectors, self.bgpool_engine, self._static, self._bg)
 
     def bgpool_switched_within(self, seconds: float) -> bool:
-        """Whether checkouts are held, or the connections of the pool were replaced within the last *seconds*."""
+        """Return whether checkouts are held, or connections of the pool were replaced within the last *seconds*."""
         connector = self.bgpool_connector
         holding = connector is not None and connector.is_holding(connector.participant.reader.refresh())
         return holding or time.monotonic() - self.bgpool_replaced_at < seconds
 
-    # -- what SQLAlchemy calls -----------------------------------------------------------------------------------
+    # -- methods that SQLAlchemy calls ---------------------------------------------------------------------------
 
     def connect(self, *args: Any, **params: Any) -> Any:
-        """A connection; *params* are those of the URL and connect_args, as do_connect listeners have changed them."""
+        """Return a connection; *params* are those of the URL and connect_args, as changed by do_connect listeners."""
         if self.bgpool_connector is None:
-            # A dialect without an engine.
+            # The dialect has no engine.
             return super().connect(*args, **params)
         return self.bgpool_connect(changes(self._static, args, params))
 
     def bgpool_connect(self, params: Mapping[str, Any]) -> Any:
-        """A connection, as SQLAlchemy's pools want it; *params* as Connector.connect has them."""
+        """Return a connection for SQLAlchemy's pools; for *params* see Connector.connect."""
         return self.bgpool_connector.connect(**params)
 
     def _do_ping_w_event(self, dbapi_connection: DBAPIConnection) -> bool:
-        """What SQLAlchemy's pool calls. What is stale is not asked, but replaced, and this one alone."""
+        """Check a connection for SQLAlchemy's pool. A stale one is not pinged but replaced, and only this one."""
         connector = self.bgpool_connector
         if connector is not None and not connector.is_fit(dbapi_connection):
             raise DisconnectionError(STALE)
         is_alive = super()._do_ping_w_event(dbapi_connection)
         if connector is not None and not connector.is_fit(dbapi_connection):
-            # A switchover has begun while it was being asked.
+            # A switchover has begun during the ping.
             raise DisconnectionError(STALE)
         return is_alive
 
     def do_commit(self, dbapi_connection: PoolProxiedConnection) -> None:
-        """As SQLAlchemy's; a unit of work is told right before COMMIT is sent, and right after it was answered."""
+        """Like SQLAlchemy's; a unit of work is notified just before COMMIT is sent, and just after its confirmation."""
         attempt = getattr(drivers_of(dbapi_connection), "bgpool_attempt", None)
         if attempt is None:
             super().do_commit(dbapi_connection)  # type: ignore[no-untyped-call]  # SQLAlchemy has no types
@@ -196,7 +196,7 @@ class BgpoolDialect(_Base):
         attempt.after_commit()
 
     def do_rollback(self, dbapi_connection: PoolProxiedConnection) -> None:
-        """As SQLAlchemy's; what is gone is rolled back."""
+        """Like SQLAlchemy's; on a lost connection it succeeds."""
         connection = getattr(dbapi_connection, "dbapi_connection", dbapi_connection)
         drivers = drivers_of(connection)
         attempt = getattr(drivers, "bgpool_attempt", None)
@@ -206,7 +206,7 @@ class BgpoolDialect(_Base):
         if generation is not None and not generation.live[0] and _is_gone(drivers):
             return
         try:
-            # Without the proxy, whose way to it costs a tenth of a checkout; but a rollback() put there is called.
+            # The proxy costs a tenth of a checkout, so it is bypassed; but a rollback() that was set on it is called.
             replaced = "rollback" in getattr(dbapi_connection, "__dict__", ())
             super().do_rollback(dbapi_connection if replaced else connection)  # type: ignore[no-untyped-call]  # it has none
         except self.loaded_dbapi.Error:
@@ -214,10 +214,10 @@ class BgpoolDialect(_Base):
                 raise
 
     def bgpool_begin(self, connection: SqlalchemyConnection) -> None:
-        """Have the driver begin the transaction of *connection*: what is sent next does not go through SQLAlchemy."""
+        """Have the driver begin the transaction of *connection*: the next statement bypasses SQLAlchemy."""
 
     def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:
-        """Whether *e* says that *connection* is lost."""
+        """Return whether *e* shows that *connection* is lost."""
         drivers = drivers_of(connection)
         if drivers is None or not hasattr(drivers, "bgpool_generation") or not isinstance(e, self.loaded_dbapi.Error):
             return bool(super().is_disconnect(e, connection, cursor))
@@ -225,11 +225,11 @@ class BgpoolDialect(_Base):
         return bool(isinstance(e, _LOST) or refused or not drivers.bgpool_is_open)
 
     def after_fork_in_child(self) -> None:
-        """Give the engine a pool of the child's own, as ``dispose(close=False)`` does."""
+        """Give the engine a pool of the child's own, like ``dispose(close=False)``."""
         engine = self._engine()
         if engine is not None:
             fork.keep_forever(engine.pool)
-            # Of a class that cannot be made again: its connections are replaced at their next checkout.
+            # A pool of a class that cannot be recreated: its connections are replaced at their next checkout.
             with contextlib.suppress(Exception):
                 engine.dispose(close=False)
 
@@ -244,31 +244,31 @@ def _refuse_foreign(connection: Any, _entry: object) -> None:
 
 
 def _note_entry(connection: Any, entry: ConnectionPoolEntry) -> None:
-    """Note by whom *connection* is kept."""
+    """Note the pool entry that keeps *connection*."""
     drivers_of(connection).bgpool_entry = weakref.ref(entry)
 
 
 def _in_use(connection: Any) -> bool:
-    """Whether anybody but its pool has *connection*; also while it is being set up, or was detached."""
+    """Return whether *connection* is in use outside its pool; also true while it is set up, or after it was detached."""
     noted = getattr(connection, "bgpool_entry", None)
     entry = noted() if noted is not None else None
     return entry is None or drivers_of(entry.dbapi_connection) is not connection or entry.in_use
 
 
 def _keep_the_others(context: ExceptionContext) -> None:
-    """One connection was cut: those that are as old are found stale one by one, and a fresh one need not go."""
+    """Keep the other connections after a cut: those of the same age are found stale one by one, and fresh ones stay."""
     if isinstance(context.original_exception, _LOST):
         context.invalidate_pool_on_disconnect = False
 
 
 def drivers_of(connection: Any) -> Any:
-    """The driver's connection behind *connection*: SQLAlchemy's proxy for it, or its adapter for asyncio, or itself."""
+    """Return the driver's connection behind *connection*: SQLAlchemy's proxy, its adapter for asyncio, or the connection."""
     connection = getattr(connection, "dbapi_connection", connection)
     return getattr(connection, "driver_connection", connection)
 
 
 def _is_gone(connection: Any) -> bool:
-    """Whether *connection* is closed, or the parent's of a fork."""
+    """Return whether *connection* is closed, or belongs to the parent process."""
     generation = getattr(connection, "bgpool_generation", None)
     if generation is None:
         return False

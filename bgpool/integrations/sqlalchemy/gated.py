@@ -31,14 +31,15 @@ __all__ = ["GATED", "STALE", "gate", "most_connections"]
 _logger: Final = logging.getLogger("bgpool.pool")
 
 
-# The dialect of these pools is one of ours, which SQLAlchemy does not say. Each call is a tenth of the whole price.
+# The dialect of these pools is bgpool's, which SQLAlchemy does not declare. Each call of cast would cost a tenth of
+# all.
 
 
 def _connect(pool: Any) -> PoolProxiedConnection:
-    """As SQLAlchemy's, after the hold; the pool's own timeout begins then.
+    """Like SQLAlchemy's, after the hold; the pool's own timeout begins then.
 
     Raises:
-        SwitchoverHoldTimeout: Held for bg_connect_timeout_ms.
+        SwitchoverHoldTimeout: The caller was held for bg_connect_timeout_ms.
         GreenHostRejected: The endpoint is green and the switchover is over.
     """
     pool._dialect.bgpool_connector.wait_admitted()
@@ -46,10 +47,10 @@ def _connect(pool: Any) -> PoolProxiedConnection:
 
 
 def _connect_queued(pool: Any) -> PoolProxiedConnection:
-    """The same of a pool with a queue. A caller that a switchover meets in the queue waits there again after it.
+    """The same for a pool with a queue. If a switchover begins while a caller is queued, the caller queues again after it.
 
     Raises:
-        SwitchoverHoldTimeout, GreenHostRejected: As _connect.
+        SwitchoverHoldTimeout, GreenHostRejected: See _connect.
     """
     dialect = pool._dialect
     dialect.bgpool_connector.wait_admitted()
@@ -62,9 +63,9 @@ def _connect_queued(pool: Any) -> PoolProxiedConnection:
 
 
 def _refreshed(pool: Any, entry: ConnectionPoolEntry) -> ConnectionPoolEntry:
-    """*entry*, which *pool* is about to hand out; without its connection where that is stale, so that it gets another.
+    """Return *entry*, which *pool* will hand out; a stale connection is removed, so that the entry gets a new one.
 
-    A *checkout* event would do, but costs more than all the rest; and SQLAlchemy allows it two attempts.
+    A *checkout* event would also work, but costs more than all the rest, and SQLAlchemy allows it two attempts.
     """
     dialect = pool._dialect
     connector: AnyConnector[Any] = dialect.bgpool_connector
@@ -75,18 +76,18 @@ def _refreshed(pool: Any, entry: ConnectionPoolEntry) -> ConnectionPoolEntry:
             dialect.bgpool_replaced_at = time.monotonic()
             entry.invalidate()
     except BaseException:
-        # A listener of the user's, or an interrupt: nobody has it yet who would return it.
+        # An error of the user's listener, or an interrupt: no user has it yet who would return it.
         pool._do_return_conn(entry)
         raise
     return entry
 
 
 def _logger_of(kind: type[Pool]) -> str:
-    """What SQLAlchemy calls the logger of *kind*. A gated pool keeps it, for users who set its level."""
+    """Return SQLAlchemy's logger name of *kind*. A gated pool keeps it, for users who set its level."""
     return f"{kind.__module__}.{kind.__name__}"
 
 
-# Each has one base, and its instances no attribute of their own: a pool can be made one of them.
+# Each has one base class, and its instances have no attributes of their own: a pool's class can be changed to it.
 
 
 class GatedQueuePool(QueuePool):
@@ -104,15 +105,15 @@ class GatedAsyncAdaptedQueuePool(AsyncAdaptedQueuePool):
     """An AsyncAdaptedQueuePool behind the gate."""
 
     _sqla_logger_namespace = _logger_of(AsyncAdaptedQueuePool)
-    #: Whose tasks use it. Its queue knows of no other.
+    #: The event loop of the tasks that use it. Its queue supports only one.
     bgpool_loop: asyncio.AbstractEventLoop | None = None
 
     def connect(self) -> PoolProxiedConnection:
-        """As GatedQueuePool's.
+        """See GatedQueuePool.
 
         Raises:
-            ConfigurationError: Another event loop uses it at the same time, which could wait for ever for what the
-                first one returns.
+            ConfigurationError: Another event loop uses the pool at the same time. It could wait forever for a
+                connection that the first loop returns.
         """
         loop = running_loop()
         if loop is not self.bgpool_loop:
@@ -167,7 +168,7 @@ class GatedSingletonThreadPool(SingletonThreadPool):
     _sqla_logger_namespace = _logger_of(SingletonThreadPool)
 
     def connect(self) -> PoolProxiedConnection:
-        """As SQLAlchemy's, after the hold; a thread is not held for what it is using already."""
+        """Like SQLAlchemy's, after the hold; a thread is not held for a connection that it already uses."""
         using = getattr(self._fairy, "current", None)
         if using is None or using() is None:
             dialect: Any = self._dialect
@@ -187,21 +188,21 @@ GATED: Final[Mapping[type[Pool], type[Pool]]] = {
     SingletonThreadPool: GatedSingletonThreadPool,
 }
 
-#: Why SQLAlchemy logs that it replaces a connection.
+#: The reason in SQLAlchemy's log for replacing a connection.
 STALE: Final = "the connection is from before a switchover, or lost"
 
-#: Classes of users' own that were warned of.
+#: The users' own pool classes for which a warning was logged.
 _warned: Final[set[type[Pool]]] = set()
 
 
 def gate(pool: Pool, connector: AnyConnector[Any]) -> None:
-    """Have *pool* held before a checkout takes a place in it, and give out nothing stale.
+    """Have *pool* hold checkouts before they take a place in it, and hand out no stale connection.
 
-    A class that is not SQLAlchemy's own may do anything in its place: there a *checkout* event does both.
+    A class that is not SQLAlchemy's may override any method: for it a *checkout* event does both.
     """
     kind = type(pool)
     if kind in GATED:
-        # For good: recreate() makes another one of the same class.
+        # This is permanent: recreate() creates another pool of the same class.
         pool.__class__ = GATED[kind]
         return
     if isinstance(pool, tuple(GATED.values())):
@@ -220,7 +221,7 @@ def gate(pool: Pool, connector: AnyConnector[Any]) -> None:
 
 
 def _check(connection: Any, _entry: object, proxy: Any) -> None:
-    """Hold, and have a connection replaced that is stale, before its user gets it."""
+    """Hold the caller, and have a stale connection replaced before its user gets it."""
     connector: Any = proxy._pool._dialect.bgpool_connector
     connector.wait_admitted()
     if not connector.is_fit(connection):
@@ -229,7 +230,7 @@ def _check(connection: Any, _entry: object, proxy: Any) -> None:
 
 
 def most_connections(pool: Pool) -> int:
-    """How many connections *pool* may have at a time; 0 where it has no limit, or says none."""
+    """Return the maximum of connections of *pool*; 0 if it has no limit, or does not report one."""
     if isinstance(pool, QueuePool):
         return 0 if pool._max_overflow < 0 else pool.size() + pool._max_overflow
     if isinstance(pool, SingletonThreadPool):

@@ -1,8 +1,8 @@
-"""What SQLAlchemy's asyncio extension needs of a connector: its code does not await, and runs in greenlets that do.
+"""Connectors for SQLAlchemy's asyncio extension, whose code does not await, but runs in greenlets.
 
-SQLAlchemy runs the same code for both of its forms. In the one for asyncio that code is in a greenlet, which hands what
-is to be awaited to the task that it belongs to, and goes on with the result. So the dialects, pools and units of this
-package are the same as well; only that what they wait for is finished in this way.
+SQLAlchemy runs the same code for both of its forms. In the asyncio form that code runs in a greenlet. The greenlet
+passes each awaitable to its task, and continues with the result. So the dialects, pools and units of this package are
+the same as well; only their waits are completed in this way.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ C = TypeVar("C")
 
 
 class _Waits(LoopWaits):
-    """Waits of tasks, for code that is in a greenlet of SQLAlchemy's."""
+    """Waits of tasks, for code in SQLAlchemy's greenlets."""
 
     finish = staticmethod(await_only)
 
     def __init__(self, loops: LoopWaits) -> None:
-        """Those of *loops*: who wakes them wakes these."""
+        """Create waits that are woken together with those of *loops*."""
         self.__dict__ = loops.__dict__
 
 
@@ -40,15 +40,15 @@ class GreenletConnector(AsyncConnector[C]):
 
     @staticmethod
     def _waits_of(participant: Participant) -> Waits:
-        """As ConnectionSource says."""
+        """See ConnectionSource."""
         return _Waits(participant.loops)
 
     def is_fit(self, conn: Any) -> bool:
-        """As AsyncConnector says; *conn* may be SQLAlchemy's adapter of one."""
+        """See AsyncConnector; *conn* may be SQLAlchemy's adapter of one."""
         return super().is_fit(getattr(conn, "driver_connection", conn))
 
     def wait_admitted(self, timeout: float | None = None) -> None:
-        """As await_admitted."""
+        """Like await_admitted, for a caller in a greenlet."""
         if timeout is not None:
             check_wait("timeout", timeout)
         word, admitted, _ = self._here().quick
@@ -57,8 +57,8 @@ class GreenletConnector(AsyncConnector[C]):
 
 
 class GreenletPostgresConnector(GreenletConnector[psycopg.AsyncConnection[Any]], AsyncPostgresConnector):
-    """Opens psycopg's AsyncConnections for engines of SQLAlchemy's."""
+    """Opens psycopg's AsyncConnections for SQLAlchemy's engines."""
 
 
-#: As bgpool.registry.CONNECTORS.
+#: Like bgpool.registry.CONNECTORS.
 PSYCOPG: Final = {Engine.POSTGRESQL: GreenletPostgresConnector}

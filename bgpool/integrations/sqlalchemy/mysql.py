@@ -12,16 +12,16 @@ __all__ = ["BgpoolMariadbDialect", "BgpoolMysqlDialect"]
 
 
 class BgpoolMysqlDialect(BgpoolDialect, MySQLDialect_pymysql):
-    """SQLAlchemy's MySQLDialect_pymysql on connections of bgpool's."""
+    """SQLAlchemy's MySQLDialect_pymysql on bgpool's connections."""
 
-    # What libraries compare it with: it is PyMySQL to them.
+    # Libraries compare this name; for them the driver is PyMySQL.
     driver = "pymysql"
     supports_statement_cache = True
     bgpool_engine = Engine.MYSQL
 
 
 class BgpoolMariadbDialect(BgpoolDialect, MariaDBDialect, MySQLDialect_pymysql):
-    """The same of ``mariadb+pymysql://``, which is for MariaDB alone."""
+    """The same for ``mariadb+pymysql://``, which is for MariaDB only."""
 
     driver = "pymysql"
     supports_statement_cache = True

@@ -18,14 +18,14 @@ __all__ = ["BgpoolPostgresDialect"]
 
 
 class BgpoolPostgresDialect(BgpoolDialect, PGDialect_psycopg):
-    """SQLAlchemy's PGDialect_psycopg on connections of bgpool's."""
+    """SQLAlchemy's PGDialect_psycopg on bgpool's connections."""
 
-    # What libraries compare it with: it is psycopg to them.
+    # Libraries compare this name; for them the driver is psycopg.
     driver = "psycopg"
     supports_statement_cache = True
     bgpool_engine = Engine.POSTGRESQL
 
-    # create_engine hands over what it finds here by name, as in BgpoolDialect.
+    # create_engine passes the parameters that it finds in this signature by name, as for BgpoolDialect.
     def __init__(
         self,
         executemany_mode: object = None,
@@ -34,10 +34,10 @@ class BgpoolPostgresDialect(BgpoolDialect, PGDialect_psycopg):
         use_batch_mode: object = None,
         **kwargs: Any,
     ) -> None:
-        """A dialect. The named arguments are those of SQLAlchemy's dialect for psycopg2, to refuse them.
+        """Create a dialect. The named arguments are those of SQLAlchemy's dialect for psycopg2; they are refused.
 
         Raises:
-            ConfigurationError: One of them is given, or as BgpoolDialect.
+            ConfigurationError: One of them is given, or see BgpoolDialect.
         """
         psycopg2s = {
             "executemany_mode": executemany_mode,
@@ -55,18 +55,19 @@ class BgpoolPostgresDialect(BgpoolDialect, PGDialect_psycopg):
 
     @classmethod
     def get_async_dialect_cls(cls, url: URL) -> Any:  # noqa:ARG003  # of any URL the same
-        """The dialect of create_async_engine."""
+        """Return the dialect of create_async_engine."""
         from bgpool.integrations.sqlalchemy.async_dialect import AsyncBgpoolPostgresDialect  # it is based on this one
 
         return AsyncBgpoolPostgresDialect
 
     def do_ping(self, dbapi_connection: Any) -> bool:
-        """As SQLAlchemy's, which asks in autocommit, and leaves there what looks closed once it has answered."""
+        """Like SQLAlchemy's, which pings in autocommit, and does not reset that if the connection looks closed afterwards."""
         before = dbapi_connection.autocommit
         try:
             return bool(super().do_ping(dbapi_connection))  # type: ignore[no-untyped-call]  # SQLAlchemy has no types
         finally:
-            # The raw state: one that a switchover has drained meanwhile may be good again after a rollback.
+            # The raw state: a connection that a switchover has drained in the meantime may be usable again after a
+            # rollback.
             status = drivers_of(dbapi_connection).pgconn.status
             if dbapi_connection.autocommit != before and status == ConnStatus.OK:
                 dbapi_connection.autocommit = before

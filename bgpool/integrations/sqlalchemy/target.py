@@ -1,4 +1,4 @@
-"""What SQLAlchemy has made of a URL and connect_args, in get_connector's terms."""
+"""Translation of a URL and connect_args, as parsed by SQLAlchemy, into get_connector's terms."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ _ORIGIN: Final = Origin(
 def make_connector(
     kinds: Mapping[Engine, type[AnyConnector[Any]]], engine: Engine, cparams: Mapping[str, Any], own: Mapping[str, Any]
 ) -> AnyConnector[Any]:
-    """The connector for what create_engine was given. Nothing is opened.
+    """Return the connector for the arguments of create_engine. No connection is opened.
 
     Args:
-        kinds: As CONNECTORS.
-        engine: Which driver's parameters *cparams* are.
-        cparams: The driver's parameters, as SQLAlchemy's own dialect makes them of URL and connect_args.
-        own: get_connector's, as split() has them.
+        kinds: Classes as in CONNECTORS.
+        engine: The engine whose driver *cparams* are for.
+        cparams: The driver's parameters, as SQLAlchemy's own dialect derives them from URL and connect_args.
+        own: get_connector's parameters, as returned by split().
 
     Raises:
-        ConfigurationError: Anything that cannot be used; the text says what to write instead, and holds no secret.
+        ConfigurationError: A parameter cannot be used. The text names the replacement and contains no secret.
     """
     dsn, kwargs = _ORIGIN.translate(engine, cparams, own)
     kwargs = {name: value for name, value in kwargs.items() if name not in PER_CONNECTION}
@@ -49,17 +49,17 @@ def make_connector(
 
 
 def changes(static: Mapping[str, Any], args: Iterable[object], now: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``Connector.connect`` is to be given: what do_connect listeners have changed, added or taken away.
+    """Return the parameters for ``Connector.connect``: those that do_connect listeners have changed, added or removed.
 
     Args:
         static: The driver's parameters that make_connector was given.
-        args, now: What the dialect's ``connect`` is given.
+        args, now: The arguments of the dialect's ``connect``.
 
     Raises:
-        ConfigurationError: A change that would lead elsewhere, or that the monitor has to know of.
+        ConfigurationError: A change would lead to another server, or the monitor would need it.
     """
     if any(args):
-        # Of a URL without any parameter SQLAlchemy makes one empty connection string.
+        # For a URL without parameters, SQLAlchemy passes one empty connection string.
         raise ConfigurationError(
             "a do_connect listener cannot add positional arguments; change what it is given by name"
         )
@@ -75,7 +75,7 @@ def changes(static: Mapping[str, Any], args: Iterable[object], now: Mapping[str,
     return changed
 
 
-# -- what cannot be used -----------------------------------------------------------------------------------------
+# -- parameters that cannot be used ------------------------------------------------------------------------------
 
 
 def _refuse_change(name: str) -> None:
@@ -83,7 +83,7 @@ def _refuse_change(name: str) -> None:
         raise ConfigurationError(
             f"{name}: a do_connect listener cannot change where the engine goes; make another engine for another server"
         )
-    # MySQL's. Whether names are proved decides under which of them a green host is tried.
+    # MySQL's. Name verification decides the name under which a green host is tried.
     if is_own(name) or name == MONITORING or name == "ssl" or name.startswith("ssl_"):
         raise _too_late(name)
 

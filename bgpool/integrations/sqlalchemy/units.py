@@ -1,6 +1,7 @@
 """Units of work with SQLAlchemy: a function is called with a session, or a connection, in a transaction of its own.
 
-Every decision is that of pool.run: whether the function is called again, and what became of a COMMIT that was cut.
+Every decision is the same as for pool.run: whether the function is called again, and the outcome of a COMMIT that was
+cut.
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ T = TypeVar("T")
 S = TypeVar("S", bound=Session)
 A = TypeVar("A", bound="AsyncSession")
 
-#: Where the sessions, or connections, of a unit come from.
+#: The source of a unit's sessions or connections.
 Maker: TypeAlias = "sessionmaker[Any] | scoped_session[Any] | Engine"
 _Sessions: TypeAlias = "sessionmaker[S] | scoped_session[S]"
 
-#: What the function of a unit is a function of.
+#: The description of the function's first argument.
 GIVEN: Final = "a session or a connection"
 _ALLOWED: Final = "a sessionmaker, a scoped_session or an Engine is allowed"
 
@@ -74,39 +75,39 @@ def run(
     idempotent: bool = False,
     receipt_id: str | None = None,
 ) -> R | AlreadyApplied:
-    """Call ``fn(session, *args)`` in a transaction and commit it; again, when a switchover cut it before that.
+    """Call ``fn(session, *args)`` in a transaction and commit it; repeat it if a switchover cut it before that.
 
     Each call gets a new session, which is closed afterwards; with an engine, a Connection. *fn* may be called several
-    times, of which one is applied: what it does beside its transaction it does several times. It must not commit, roll
-    back or close, and must not use objects of another session: pass keys. ``begin_nested()`` is a savepoint. Keywords
-    for it: functools.partial, or a lambda.
+    times, but only one call is applied. Its effects outside its transaction happen once per call. It must not commit,
+    roll back or close, and must not use objects of another session: pass keys. ``begin_nested()`` is a savepoint. To
+    pass keywords, use functools.partial, or a lambda.
 
-    What it returns is detached, and with ``expire_on_commit``, SQLAlchemy's default, expired: return values, or make
-    the sessionmaker with ``expire_on_commit=False``.
+    Objects that it returns are detached, and with ``expire_on_commit``, SQLAlchemy's default, expired. Return values,
+    or create the sessionmaker with ``expire_on_commit=False``.
 
     Args:
-        maker: A sessionmaker, or an Engine, of ``create_engine("postgresql+bgpool://…")`` or ``mysql+bgpool://``. Of a
-            scoped_session the new session is the current one while *fn* is called.
-        fn: What is to be done in one transaction.
+        maker: A sessionmaker, or an Engine, of ``create_engine("postgresql+bgpool://…")`` or ``mysql+bgpool://``. With
+            a scoped_session, the new session is the current one while *fn* is called.
+        fn: A function with the work of one transaction.
         args: Its arguments after the session.
-        timeout: Longest time until the last call begins, in seconds, beside a wait for a place in the engine's pool;
-            None for the longest hold and ``pool_timeout`` together.
-        idempotent: *fn* may be applied twice. Then it is called again also where nobody can tell whether it was.
-        receipt_id: The unit's id, 1 to 200 letters, digits and ``._:@/+=~#-``: it is applied once, however often and in
-            how many processes it is run with this id. Needs bg_receipts_table. None for an id of its own.
+        timeout: Longest time until the last call begins, in seconds, in addition to a wait for a place in the engine's
+            pool; None for the longest hold and ``pool_timeout`` together.
+        idempotent: *fn* may be applied twice. It is then also called again if the outcome of its COMMIT is unknown.
+        receipt_id: The unit's id, 1 to 200 letters, digits and ``._:@/+=~#-``: the unit is applied once, however often
+            and in however many processes it is run with this id. Needs bg_receipts_table. None for a generated id.
 
     Returns:
-        What *fn* returned; AlreadyApplied(receipt_id) if an earlier run with the same *receipt_id* was applied.
+        The result of *fn*; AlreadyApplied(receipt_id) if an earlier run with the same *receipt_id* was applied.
 
     Raises:
-        CommitOutcomeUnknown: COMMIT was cut, and nobody can tell what became of it.
-        SwitchoverInterrupted: Cut again and again, until the time was used up.
-        SwitchoverHoldTimeout, GreenHostRejected: As a checkout. These errors are bgpool's own, without SQLAlchemy's
-            around them.
+        CommitOutcomeUnknown: COMMIT was cut, and its outcome cannot be determined.
+        SwitchoverInterrupted: The unit was cut repeatedly until its time was used up.
+        SwitchoverHoldTimeout, GreenHostRejected: The same as for a checkout. These errors are bgpool's own, not wrapped
+            by SQLAlchemy.
         ConfigurationError: *maker* or another argument cannot be used; the engine is not bgpool's, or in AUTOCOMMIT;
             more than one connection was used; the session is a two-phase one; *receipt_id* has no table.
         TypeError: *fn* is an ``async`` or a generator function: see arun.
-        Exception: Whatever *fn*, a checkout or SQLAlchemy raised; the transaction was rolled back.
+        Exception: Any error of *fn*, a checkout or SQLAlchemy; the transaction was rolled back.
 
     Source: docs/units-of-work.md.
     """
@@ -177,10 +178,10 @@ def transactional(
 ) -> Callable[[Any], Any]:
     """Decorate a function of a session, or a connection, so that every call of it is a unit of work.
 
-    The session is the function's first argument and is left out by its callers; frameworks that inspect signatures
-    (FastAPI, Typer) see none. With an async_sessionmaker, an async_scoped_session or an AsyncEngine it is a coroutine
-    function, and stays one. Arguments and errors are those of run, or arun, but *receipt_id* is a function: called with
-    the arguments of each call, it returns the id.
+    The session is the function's first argument, and its callers leave it out. Frameworks that inspect signatures
+    (FastAPI, Typer) do not see it. With an async_sessionmaker, an async_scoped_session or an AsyncEngine the function
+    must be a coroutine function, and stays one. Arguments and errors are those of run, or arun, except for
+    *receipt_id*: it is a function that is called with the arguments of each call and returns the id.
     """
     works = _works_of(maker)
     check_chooser(receipt_id)
@@ -219,36 +220,36 @@ def _works_of(maker: Any) -> UnitBackend:
 
 
 class UnitBackend:
-    """Where the sessions, or connections, of a unit come from, and how its steps are taken.
+    """The source of a unit's sessions or connections, and the way in which its steps are run.
 
     Attributes:
         maker: A sessionmaker, a scoped_session or an Engine.
-        spawn: Has a function called whose waits are finished in the way of the connector's.
+        spawn: Calls a function whose waits are completed in the connector's way.
     """
 
     def __init__(self, maker: Maker) -> None:
-        """Those of *maker*.
+        """Create the backend of *maker*.
 
         Raises:
-            ConfigurationError: It is something else.
+            ConfigurationError: *maker* is of another type.
         """
         _check_kind(maker)
         self.maker: Any = maker
 
     async def spawn(self, function: Callable[..., T], *args: Any) -> T:
-        """What *function* returns."""
+        """Call *function* and return its result."""
         return function(*args)
 
     def result(self, fn: Callable[..., object], returned: Any) -> Any:
-        """The result of *fn*, which has *returned* that.
+        """Return the result of *fn*, given the value *returned* by its call.
 
         Raises:
-            TypeError: It is to be awaited, or iterated over.
+            TypeError: The value must be awaited, or iterated over.
         """
         return plain(fn, returned)
 
     def engine(self) -> Engine:
-        """The engine of the sessions; the default one."""
+        """Return the engine of the sessions; the default one."""
         maker = self.maker
         engine = maker
         if not isinstance(maker, Engine):
@@ -262,7 +263,7 @@ class UnitBackend:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[tuple[Work, Any]]:
-        """A new session or connection, closed at the end of the block; and what the function gets of it."""
+        """Open a session or connection, closed at the end of the block; yield it and the argument of the function."""
         maker = self.maker
         if isinstance(maker, Engine):
             with maker.connect() as connection:
@@ -276,7 +277,7 @@ class UnitBackend:
 
 
 class Runner(Generic[R]):
-    """One unit of work, with what it needs of SQLAlchemy."""
+    """One unit of work, with the SQLAlchemy objects that it needs."""
 
     def __init__(
         self,
@@ -288,7 +289,7 @@ class Runner(Generic[R]):
         idempotent: bool,
         receipt_id: str | None,
     ) -> None:
-        """A unit that calls *fn* with what *works* opens, and *args*; the others as run has them."""
+        """Create a unit that calls *fn* with the object that *works* opens, and *args*; for the other arguments see run."""
         self._works: Final = works
         self._fn: Final = fn
         self._args: Final = args
@@ -297,24 +298,24 @@ class Runner(Generic[R]):
         self._timeout: Final = timeout
         self._idempotent: Final = idempotent
         self._receipt_id: Final = receipt_id
-        # What SQLAlchemy raised in the last attempt.
+        # The error that SQLAlchemy raised in the last attempt.
         self._raised: DBAPIError | None = None
-        # The number of the attempt of which it is not known whether it was applied, and what it has left.
+        # The number of the attempt whose outcome is unknown, and the state that it left.
         self._doubted: tuple[int, MaybeApplied] | None = None
 
     def run(self) -> R | AlreadyApplied:
-        """As arun, for a caller that cannot await."""
+        """Like arun, for a caller that cannot await."""
         return finish(self.arun())
 
     async def arun(self) -> R | AlreadyApplied:
-        """Run the unit; arguments and errors as the function's."""
+        """Run the unit; for arguments and errors see the function run."""
         try:
             return await self._arun()
         finally:
             self._take_back()
 
     def _take_back(self) -> None:
-        """Have what the attempt in doubt has inserted be new again, as a rollback does: it was not applied."""
+        """Make the objects that the attempt in doubt inserted new again, like a rollback: it was not applied."""
         if self._doubted is not None:
             (_, remains), self._doubted = self._doubted, None
             for inserted in remains.inserted:
@@ -337,7 +338,7 @@ class Runner(Generic[R]):
             raise self._raised from error
         doubted = self._doubted
         if doubted is not None and doubted[0] == unit.applied:
-            # Its COMMIT was cut, and has turned out to be applied.
+            # Its COMMIT was cut, and proved to be applied.
             self._doubted = None
             session = doubted[1].session
             await self._works.spawn(session.dispatch.after_commit, session)
@@ -350,12 +351,13 @@ class Runner(Generic[R]):
         self._raised = None
         before = self._doubted
         try:
-            # Before it takes a place in the pool; and the unit's time is shorter than that of a checkout, perhaps.
+            # Before it takes a place in the pool; the unit's time may be shorter than that of a checkout.
             self._connector.wait_admitted(unit.left_s())
             with self._works.open() as (work, given):
 
                 def call() -> R:
-                    # An attempt that was in doubt was not applied: this one has inserted its receipt, or it was asked.
+                    # An attempt that was in doubt was not applied: this one has inserted its receipt, or the server was
+                    # queried.
                     self._take_back()
                     result: R = self._works.result(self._fn, self._fn(given, *self._args))
                     return result
@@ -383,11 +385,11 @@ class _Lender:
         self._lent: dict[Any, PoolProxiedConnection] = {}
 
     async def getconn(self, timeout: float | None = None) -> Any:
-        """As Lender says."""
+        """See Lender."""
         return await self._works.spawn(self._get, timeout)
 
     async def putconn(self, conn: Any) -> None:
-        """As Lender says."""
+        """See Lender."""
         await self._works.spawn(self._lent.pop(conn).close)
 
     def _get(self, timeout: float | None) -> Any:
@@ -401,7 +403,7 @@ class _Lender:
 
 
 def new_session(session: Session) -> Session:
-    """*session*, which was made for an attempt.
+    """Return *session*, which was created for an attempt.
 
     Raises:
         ConfigurationError: It is for two-phase transactions.
@@ -416,7 +418,7 @@ def new_session(session: Session) -> Session:
 
 @contextlib.contextmanager
 def as_current(registry: Any, session: object) -> Iterator[None]:
-    """Have *session* be the one that a scoped session's *registry* leads to."""
+    """Make *session* the current one of a scoped session's *registry*."""
     before = registry() if registry.has() else None
     registry.set(session)
     try:
@@ -427,7 +429,7 @@ def as_current(registry: Any, session: object) -> Iterator[None]:
             registry.set(before)
 
 
-# -- what was given ----------------------------------------------------------------------------------------------
+# -- checks of arguments -----------------------------------------------------------------------------------------
 
 
 def _check_kind(maker: object) -> None:
@@ -444,21 +446,21 @@ def _check_kind(maker: object) -> None:
 
 
 def refused(what: str, maker: object, text: str) -> ConfigurationError:
-    """What *what* says of a *maker* that it cannot use."""
+    """Return the error that *what* raises for an unsupported *maker*."""
     name = type(maker).__name__
     name = f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}" if maker is not None else "None"
     return ConfigurationError(f"{what}: {name} was given, and {text}")
 
 
 def is_async(maker: object) -> bool:
-    """Whether *maker* is of SQLAlchemy's asyncio extension, which is imported by whoever has one."""
+    """Return whether *maker* is of SQLAlchemy's asyncio extension, which is imported if the caller has such a maker."""
     module: Any = sys.modules.get("sqlalchemy.ext.asyncio")
     kinds = ("AsyncEngine", "async_sessionmaker", "async_scoped_session", "AsyncSession", "AsyncConnection")
     return module is not None and isinstance(maker, tuple(getattr(module, name) for name in kinds))
 
 
 def engine_of(factory: Any) -> Engine:
-    """The engine of the sessions that *factory* makes; the default one.
+    """Return the engine of the sessions that *factory* creates; the default one.
 
     Raises:
         ConfigurationError: There is none.
