@@ -1,8 +1,8 @@
 """Celery: pools connect when a worker's child starts. In the module of the Celery application::
 
-    from bgpool.integrations import celery
+from bgpool.integrations import celery
 
-    celery.install()
+celery.install()
 """
 
 from __future__ import annotations

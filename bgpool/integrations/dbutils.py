@@ -187,7 +187,7 @@ class PooledDB:
                 return
         raise TooManyConnections(
             CR.CR_CONN_HOST_ERROR,
-            f"all maxconnections={most} are in use; give connections back with close(), or set blocking=True to wait "
+            f"all maxconnections={most} are in use; return connections with close(), or set blocking=True to wait "
             "for one",
         )
 
@@ -244,7 +244,7 @@ class PooledDedicatedDBConnection:
             InvalidConnectionError: It was returned.
         """
         if self._con is None:
-            raise InvalidConnectionError("the connection was given back by close(); take another one")
+            raise InvalidConnectionError("the connection was returned by close(); get another one")
         return self._con
 
     @property

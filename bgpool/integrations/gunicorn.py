@@ -1,6 +1,6 @@
 """Gunicorn: pools connect before a worker's first request. In ``gunicorn.conf.py``::
 
-    from bgpool.integrations.gunicorn import post_worker_init
+from bgpool.integrations.gunicorn import post_worker_init
 """
 
 from __future__ import annotations

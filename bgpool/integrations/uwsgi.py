@@ -1,8 +1,8 @@
 """uWSGI: pools connect before a worker's first request. In the application's module, after its pools were created::
 
-    from bgpool.integrations import uwsgi
+from bgpool.integrations import uwsgi
 
-    uwsgi.install()
+uwsgi.install()
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def test_what_run_is_given() -> None:
         pool: Any = bg.create_pool(DSN)
         others: tuple[Any, ...] = (None, get_async_pool(DSN), asyncpg.create_pool(DSN))
         for other in others:
-            with pytest.raises(ConfigurationError, match="run: a pool of bgpool's create_pool is allowed"):
+            with pytest.raises(ConfigurationError, match="run: pool must be made by bgpool's create_pool"):
                 await bg.run(other, one)
         with pytest.raises(ConfigurationError, match="run: fn=None cannot be called; a function of a connection"):
             await bg.run(pool, None)  # type: ignore[call-overload]  # what is tested

@@ -314,7 +314,7 @@ def test_a_function_is_called_no_more_than_so_many_times(
 
 def test_a_pool_of_asyncpgs_own_is_refused(pair: Pair) -> None:
     async def main() -> None:
-        with pytest.raises(ConfigurationError, match="bgpool's create_pool is allowed, and not Pool"):
+        with pytest.raises(ConfigurationError, match="must be made by bgpool's create_pool, got Pool"):
             await bg.run(asyncpg.create_pool(pair.dsn), work)
 
     async def work(_connection: Any) -> None: ...

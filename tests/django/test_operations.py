@@ -192,7 +192,7 @@ class TestStatus:
 
     def test_without_a_database_of_bgpools(self, only: Callable[..., str]) -> None:
         only({"bg_id": None})
-        with pytest.raises(CommandError, match="no connections of bgpool's; add"):
+        with pytest.raises(CommandError, match="does not use bgpool; add"):
             command("bgpool_status")
 
     def test_names_the_databases_that_there_are(self, only: Callable[..., str]) -> None:

@@ -149,7 +149,7 @@ async def run(
         Exception: Any error of *fn* or of acquiring a connection; the transaction was rolled back.
     """
     if not isinstance(pool, Pool):
-        raise ConfigurationError(f"run: a pool of bgpool's create_pool is allowed, and not {type(pool).__name__}")
+        raise ConfigurationError(f"run: pool must be made by bgpool's create_pool, got {type(pool).__name__}")
     check_unit("run", fn, timeout)
 
     async def call(connection: Any) -> R:

@@ -189,7 +189,7 @@ def _static(params: Mapping[str, Any]) -> dict[str, Any]:
                 raise ConfigurationError(f"{name}={value!r}: with asyncpg {allowed} is allowed")
         elif name not in known:
             raise ConfigurationError(
-                f"{name} is a parameter of libpq that asyncpg has nothing for: leave it out, or set it for the "
+                f"{name} is a libpq parameter without an equivalent in asyncpg: leave it out, or set it for the "
                 f"monitoring connections alone with blue-green-monitoring-{name}"
             )
     settings = {name: str(params[name]) for name in _SETTINGS if params.get(name)}

@@ -1,7 +1,7 @@
 """Django through switchovers: ``"ENGINE": "bgpool.integrations.django.postgresql"``, or ``.postgis``, or ``.mysql``.
 
-The engines are Django's own, with connections that bgpool opens. With ``"OPTIONS": {"bg_id": …}`` a request is held
-at its next ``cursor()`` outside ``atomic`` while a switchover lasts, and goes on with a new connection. A unit of work
+The engines are Django's own, with connections that bgpool opens. With ``"OPTIONS": {"bg_id": …}`` a request is held at
+its next ``cursor()`` outside ``atomic`` while a switchover lasts, and continues with a new connection. A unit of work
 that a switchover cuts is called again: see run and transactional.
 """
 
@@ -19,5 +19,5 @@ if _VERSION < (5, 2):
         f"bgpool.integrations.django needs Django 5.2 or 6, and this is {'.'.join(map(str, _VERSION[:3]))}"
     )
 
-# Behind the check, for it needs Django.
+# Imported after the check, because it needs Django.
 from bgpool.integrations.django.units import is_interrupted, run, transactional  # see above

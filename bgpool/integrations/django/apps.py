@@ -1,4 +1,4 @@
-"""The application: management commands, and checks of the settings by every ``manage.py check``."""
+"""The Django application: management commands, and checks of the settings by every ``manage.py check``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""System checks of ``DATABASES``. They connect to nothing. docs/django.md has their ids and what to do.
+"""System checks of ``DATABASES``. They open no connection. docs/django.md lists their ids and remedies.
 
-Without the application in INSTALLED_APPS the checks of one database run with
-``manage.py check --tag database --database ALIAS``.
+Without the application in INSTALLED_APPS, ``manage.py check --tag database --database ALIAS`` runs the checks of one
+database.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ class ChecksSettings(_Base):
     """Mixed in before the class with which a backend checks its settings."""
 
     def check(self, **kwargs: Any) -> list[checks.CheckMessage]:
-        """As Django's, and what is said of a database of bgpool's."""
+        """Return Django's messages, and bgpool's for one of its databases."""
         wrapper: Any = self.connection
         found = list(_of_database(wrapper))
         refused = any(isinstance(message, checks.Error) for message in found)
-        # With settings that are refused there is no connection to ask.
+        # If the settings are refused, there is no connection to query.
         djangos = [] if refused else super().check(**kwargs)
         return djangos if apps.is_installed(APP) else [*djangos, *found]
 
 
 def check_settings(**_kwargs: object) -> list[checks.CheckMessage]:
-    """What is wrong in DATABASES."""
+    """Return the errors and warnings about DATABASES."""
     found: list[checks.CheckMessage] = []
     for alias in connections:
         if "bg_id" in connections.settings[alias]["OPTIONS"]:
@@ -66,8 +66,8 @@ def check_settings(**_kwargs: object) -> list[checks.CheckMessage]:
 
 
 def check_deployments(**_kwargs: object) -> list[checks.CheckMessage]:
-    """What the doctor says of the settings, for ``manage.py check --deploy``; one look-up follows an alias."""
-    # Every process imports this module with the engine; only a few ask the doctor.
+    """Return the doctor's findings on the settings, for ``manage.py check --deploy``; one look-up follows an alias."""
+    # Every process imports this module with the engine; only a few run the doctor.
     from bgpool.doctor import Result
     from bgpool.doctor.parameter_checks import parameter_checks
 
@@ -85,12 +85,12 @@ def check_deployments(**_kwargs: object) -> list[checks.CheckMessage]:
 
 
 def wrappers() -> list[SwitchoverWrapper]:
-    """The databases whose connections are bgpool's."""
+    """Yield the databases whose connections are bgpool's."""
     return [wrapper for wrapper in _with_engine() if sources.is_wanted(wrapper.settings_dict)]
 
 
 def case_of(wrapper: SwitchoverWrapper, **more: Any) -> Case:
-    """The doctor's case of a database; *more* as Case has it.
+    """Return the doctor's case of a database; for *more* see Case.
 
     Raises:
         ConfigurationError, ImproperlyConfigured: The settings cannot be used.
@@ -108,10 +108,10 @@ def case_of(wrapper: SwitchoverWrapper, **more: Any) -> Case:
 
 @contextlib.contextmanager
 def _refused(alias: str) -> Iterator[None]:
-    """Django reads a port, a time zone or a missing host as it finds them; that must end neither check nor command.
+    """Translate errors: Django reads a port, a time zone or a host unchecked; no check or command may end with that.
 
     Raises:
-        ImproperlyConfigured: Whatever is raised within.
+        ImproperlyConfigured: Any error is raised in the block.
     """
     try:
         yield
@@ -127,7 +127,7 @@ def _with_engine() -> list[SwitchoverWrapper]:
 
 
 def _is_ours(alias: str) -> bool:
-    """Whether the database has an engine of bgpool's; one that cannot be loaded is Django's to report."""
+    """Return whether the database has a bgpool engine; Django reports one that cannot be loaded."""
     try:
         return hasattr(connections[alias], "bgpool_engine")
     except (ImproperlyConfigured, ImportError):
@@ -163,7 +163,7 @@ def _of_database(wrapper: SwitchoverWrapper) -> Iterator[checks.CheckMessage]:
 
 
 def _of_all(ours: list[SwitchoverWrapper]) -> Iterator[checks.CheckMessage]:
-    """What is wrong between databases: those of one host belong to one deployment."""
+    """Yield warnings about databases of one host, which belong to one deployment."""
     bg_ids: dict[str, dict[str, str]] = defaultdict(dict)
     for wrapper in ours:
         host = str(wrapper.settings_dict["HOST"] or "").lower()
@@ -179,11 +179,11 @@ def _of_all(ours: list[SwitchoverWrapper]) -> Iterator[checks.CheckMessage]:
 
 
 def _of_engine(alias: str) -> Iterator[checks.CheckMessage]:
-    """What is wrong with the engine of a database that has a bg_id."""
+    """Yield an error about the engine of a database that has a bg_id."""
     try:
         wrapper: Any = connections[alias]
     except (ImproperlyConfigured, ImportError) as error:
-        # PostGIS without GDAL, or a name that is not there.
+        # PostGIS without GDAL, or a name that does not exist.
         wrong = f"cannot be loaded: {error}"
     else:
         if hasattr(wrapper, "bgpool_engine"):
@@ -191,6 +191,6 @@ def _of_engine(alias: str) -> Iterator[checks.CheckMessage]:
         wrong = "is not bgpool's."
     yield checks.Error(
         f"DATABASES[{alias!r}]: OPTIONS has bg_id, and ENGINE {connections.settings[alias]['ENGINE']} {wrong}",
-        hint="Engines of bgpool's are bgpool.integrations.django.postgresql, .postgis and .mysql.",
+        hint="bgpool's engines are bgpool.integrations.django.postgresql, .postgis and .mysql.",
         id=_FOREIGN_ENGINE,
     )

@@ -1,7 +1,7 @@
-"""Model instances that are new in a unit of work: new again to each call of its function.
+"""Model instances that are new in a unit of work: they are new again for each call of its function.
 
-An instance from outside the function keeps the primary key that a cut call was given. The promoted server, which has
-never seen that call, gives the same key to another row, and ``save()`` would overwrite it.
+An instance from outside the function keeps the primary key that a cut call assigned. The promoted server has never seen
+that call and assigns the same key to another row, which ``save()`` would overwrite.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class _Noted:
     """An instance as it was before it was saved.
 
     Attributes:
-        instance: Not kept alive: who has let go of it does not save it again.
-        is_new: Whether it had no row.
-        given: If it is new, the values that the database gives, by the names of attributes.
-        db: Where it came from.
+        instance: A weak reference: a caller that has dropped it does not save it again.
+        is_new: True if it had no row.
+        given: If it is new, the values that the database assigns, by attribute name.
+        db: The database from which it was loaded.
     """
 
     instance: weakref.ref[Model]
@@ -37,14 +37,14 @@ class _Noted:
 
 
 class NewInstances:
-    """What the last call of a unit's function has saved, if that is not committed."""
+    """The instances that the last call of a unit's function has saved, unless that is committed."""
 
     def __init__(self) -> None:
-        """Nothing yet."""
+        """Create an empty collection."""
         self._noted: Final[dict[int, _Noted]] = {}
 
     def note(self, instance: Any) -> None:
-        """*instance* is saved next."""
+        """Note that *instance* is saved next."""
         key, noted, state = id(instance), self._noted, instance._state
         if key not in noted:
             given = _given(instance) if state.adding else {}
@@ -52,7 +52,7 @@ class NewInstances:
             noted[key] = _Noted(of_it, state.adding, given, state.db)
 
     def undo(self) -> None:
-        """Make those new again that were, and have the others look up the keys of those."""
+        """Make new instances new again, and have the other instances look up the keys of those."""
         # The references die with their instances, perhaps while this runs.
         noted = {key: (each, each.instance()) for key, each in self._noted.copy().items()}
         self._noted.clear()
@@ -67,7 +67,7 @@ class NewInstances:
             for field in related:
                 other = field.get_cached_value(instance, default=None)
                 if id(other) in noted and vars(other).get(field.target_field.attname) is None:
-                    # save() fills in the key of the other one, which stays assigned.
+                    # save() fills in the key of the related instance, which stays assigned.
                     vars(instance)[field.attname] = None
 
 
@@ -81,7 +81,7 @@ def _given(instance: Any) -> dict[str, Any]:
 
 @functools.cache
 def watch_saves() -> None:
-    """Have the listeners of Django's wrappers told of instances that are saved; from the first unit on."""
+    """Notify the listeners of Django's wrappers of instances that are saved; installed by the first unit."""
     pre_save.connect(_tell, dispatch_uid=__name__)
 
 

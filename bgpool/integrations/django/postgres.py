@@ -1,4 +1,4 @@
-"""What of an engine is psycopg's. Other backends for PostgreSQL can have it as well: see docs/django.md."""
+"""The parts of an engine for psycopg. Other backends for PostgreSQL can use them as well: see docs/django.md."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ class PostgresWrapper(SwitchoverWrapper, _Base):
     bgpool_engine: ClassVar[Engine] = Engine.POSTGRESQL
 
     def get_connection_params(self) -> dict[str, Any]:
-        """As SwitchoverWrapper's; the adapters among them are the same ones for all threads."""
-        # Django makes them at the first call and remembers them. Threads that come first at the same moment are each
-        # given their own, and the source of one would replace that of the other. Remembered are one thread's by now.
+        """See SwitchoverWrapper; the adapters in the parameters are the same for all threads."""
+        # Django creates the adapters at the first call and caches them. Threads whose first calls coincide each get
+        # their own, and the source of one would replace that of the other. By now those of one thread are cached.
         get_adapters_template(settings.USE_TZ, self.timezone)
         return super().get_connection_params()
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
-        """As the backend's, with a connection of bgpool's in place of psycopg's."""
+        """Like the backend's, with a connection of bgpool instead of psycopg's."""
         source = self.bgpool_find(conn_params)
         if source is None:
             return super().get_new_connection(conn_params)
-        # What the backend makes of a connection is left to it: PostGIS registers its types, say.
+        # The backend configures the connection itself: PostGIS registers its types, for example.
         if source.pool is not None:
             connection = super().get_new_connection(conn_params)
         else:
@@ -56,35 +56,35 @@ class PostgresWrapper(SwitchoverWrapper, _Base):
         return connection
 
     def _bgpool_is_idle(self, connection: Any) -> bool:
-        # One in which a read-only server has refused a write counts as idle otherwise. On another connection the rest
-        # of it would be committed.
+        # Otherwise a connection on which a read-only server has refused a write counts as idle. The rest of the
+        # transaction would be committed on another connection.
         return super()._bgpool_is_idle(connection) and connection.pgconn.transaction_status == TransactionStatus.IDLE
 
     def _bgpool_configured_by(self) -> object:
         options = self.settings_dict["OPTIONS"]
-        # Django gives a connection the isolation level when it takes it out of the pool, and nobody takes it back.
+        # Django sets the isolation level when it takes a connection out of the pool, and never resets it.
         return self.timezone_name, options.get("assume_role"), options.get("isolation_level")
 
     def bgpool_configure_connection(self, connection: Any) -> None:
-        """As SwitchoverWrapper says."""
+        """See SwitchoverWrapper."""
         self._configure_connection(connection)  # type: ignore[attr-defined]  # not in the stubs
 
 
 class _Driver:
-    """psycopg as a backend knows it, but for where it connects."""
+    """psycopg's module for a backend, except for connect()."""
 
     def __init__(self, source: Source) -> None:
-        """psycopg, with connections of *source*."""
+        """Create a module like psycopg's, with connections of *source*."""
         self._source: Final = source
 
     def __getattr__(self, name: str) -> Any:
         return getattr(psycopg, name)
 
     def connect(self, **params: Any) -> Any:
-        """A connection of the source's connector; with what is new in *params*, a backend's token for instance.
+        """Return a connection of the source's connector, with the new values in *params*, such as a backend's token.
 
         Raises:
-            ConfigurationError: That is where the connection goes to, which is the settings' to say.
+            ConfigurationError: A new value changes the server, which only the settings may name.
         """
         connector: Any = self._source.connections
         of_each = {name: params[name] for name in PER_CONNECTION if name in params}

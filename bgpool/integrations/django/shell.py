@@ -1,4 +1,4 @@
-"""``manage.py dbshell``: Django's, with a password that a callable makes."""
+"""``manage.py dbshell``: Django's, with a password that a callable returns."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ else:
 
 __all__ = ["AsksForPassword"]
 
-#: The servers' default ports, by the name of the program that connects to them.
+#: The servers' default ports, by the name of the client program.
 _PORTS: Final[Mapping[str | None, int]] = {"psql": 5432}
 _MYSQL_PORT: Final = 3306
 _IN_OPTIONS: Final = ("password", "passwd")
@@ -30,7 +30,7 @@ class AsksForPassword(_Base):
     def settings_to_cmd_args_env(
         cls, settings_dict: dict[str, Any], parameters: Iterable[str]
     ) -> tuple[Sequence[str], dict[str, str] | None]:
-        """As Django's, which would take the callable itself for the password.
+        """Like Django's, which would use the callable itself as the password.
 
         Raises:
             CommandError: The callable failed.
@@ -39,16 +39,16 @@ class AsksForPassword(_Base):
 
 
 def _with_password(settings_dict: Mapping[str, Any], program: str | None) -> dict[str, Any]:
-    """*settings_dict* with the password as text, where Django's engine for *program* finds it."""
+    """Return *settings_dict* with the password as text, in the place where Django's engine for *program* reads it."""
     options = dict(settings_dict["OPTIONS"])
     given = [options.pop(name, None) for name in _IN_OPTIONS]
-    # Which of them wins where there are two, as for the connections of each engine.
+    # If there are two, the same one wins as for the connections of each engine.
     of_settings = settings_dict["PASSWORD"] or None
     order = [of_settings, *given] if program in _PORTS else [*given, of_settings]
     password = next((one for one in order if one is not None), "")
     if callable(password):
         port = settings_dict["PORT"] or options.get("port") or _PORTS.get(program, _MYSQL_PORT)
-        # A token is for the endpoint, whatever alias leads there.
+        # A token is for the endpoint, even if an alias resolves to it.
         host = options.get("endpoint") or settings_dict["HOST"] or options.get("host") or ""
         user = settings_dict["USER"] or options.get("user") or ""
         try:

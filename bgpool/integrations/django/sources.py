@@ -1,4 +1,4 @@
-"""From a database of the settings to the pool or connector that its connections come from."""
+"""The pool or connector of each database in the settings."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ _logger: Final = logging.getLogger("bgpool.pool")
 
 #: The option without which an engine is Django's own.
 BG_ID: Final = "bg_id"
-#: Options of the pool that Django gives it itself.
+#: Options of the pool that Django itself sets.
 _DJANGOS_OWN: Final = ("kwargs", "configure", "open", "conninfo")
-#: The longest pause between two questions to a DNS that could not say whether a name is an alias, in seconds.
+#: The longest pause between two queries to a DNS that could not tell whether a name is an alias, in seconds.
 _LONGEST_PAUSE_S: Final = 600.0
 
 
 class OpenPool:
-    """A pool as Django uses it in ``DatabaseWrapper.pool``."""
+    """A pool with the interface that Django expects of ``DatabaseWrapper.pool``."""
 
     def __init__(self, pool: Pool[Any]) -> None:
-        """In front of *pool*, whose methods it has."""
+        """Create a proxy of *pool* that has its methods."""
         self.pool: Final = pool
         self.getconn: Final = pool.getconn
         self.putconn: Final = pool.putconn
@@ -52,24 +52,24 @@ class OpenPool:
         self.stats: Final = pool.stats
 
     def open(self) -> None:
-        """Nothing: Django asks for it at every checkout, and the first one opens the pool."""
+        """Do nothing: Django calls it at every checkout, and the first checkout opens the pool."""
 
     def get_stats(self) -> Mapping[str, int]:
-        """The figures of the driver's pool, as psycopg_pool names them."""
+        """Return the statistics of the driver's pool, by psycopg_pool's names."""
         return self.pool.stats().driver
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the connections of a database come from.
+    """The source of a database's connections.
 
     Attributes:
         connections: The pool or connector.
-        pool: The pool; None where Django keeps the connections itself.
-        params: The driver's parameters of all its connections, as Django has them.
-        asked: What it was made of; there is a password among it.
-        seen: The settings that led to *asked*, to be compared at each connection. None where it could not be told
-            whether the host is an alias: that is looked at again.
+        pool: The pool; None if Django keeps the connections itself.
+        params: The driver's parameters of all its connections, in Django's form.
+        asked: The parameters from which it was created; they include a password.
+        seen: The settings that led to *asked*, compared at each connection. None if it could not be determined whether
+            the host is an alias: that is looked up again.
     """
 
     connections: BlockingSource[Any]
@@ -79,19 +79,19 @@ class Source:
     seen: tuple[object, ...] | None = field(repr=False)
 
     def others(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of *params* that are not the source's: one connection's own, such as a token that a backend made."""
+        """Return the *params* that differ from the source's: one connection's own, such as a backend's token."""
         mine = self.params
         return {name: value for name, value in params.items() if name not in mine or mine[name] != value}
 
 
 class _Known:
-    """What this process has.
+    """The sources of this process.
 
     Attributes:
-        sources: What each alias had last. Django's own pools are keyed by alias alone, and lead to the database that
-            the settings named before a test database was made.
-        lock: Held while one is looked up, or made.
-        looking: Held while a name is looked at for the first time.
+        sources: The last source of each alias. Django's own pools are keyed by alias alone, and lead to the database
+            that the settings named before a test database was created.
+        lock: Held while a source is looked up, or created.
+        looking: Held while a name is looked up for the first time.
     """
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ class _Known:
         self.after_fork_in_child()
 
     def after_fork_in_child(self) -> None:
-        # Another thread may have been making one.
+        # Another thread may have been creating a source.
         self.lock = threading.Lock()
         self.looking = threading.Lock()
 
@@ -110,13 +110,13 @@ fork.call_in_child(_known)
 
 @dataclass
 class _Alias:
-    """What is known of a name that may be an alias of an RDS endpoint.
+    """The state of a name that may be an alias of an RDS endpoint.
 
     Attributes:
-        is_rds: Whether it is one; None where that could not be found out yet.
-        due_at: When it may be asked again, by the monotonic clock.
-        pause_s: How long it was left alone after the last time; that doubles.
-        was_asked: Whether there was an answer, or none, before.
+        is_rds: True if it is one; None if that could not be determined yet.
+        due_at: The time of the next query, on the monotonic clock.
+        pause_s: The pause after the last query, in seconds; it doubles each time.
+        was_asked: True if it has been queried, with or without an answer.
     """
 
     is_rds: bool | None = None
@@ -125,13 +125,13 @@ class _Alias:
     was_asked: bool = False
 
     def look(self, host: str, resolver: str) -> None:
-        """Ask whether *host* is one, if it is time to."""
+        """Query whether *host* is one, if a query is due."""
         if self.is_rds is not None or time.monotonic() < self.due_at:
             return
-        # Each request may open a connection: with a DNS that does not answer, only one of them in a while waits for it.
+        # Each request may open a connection: if the DNS does not answer, only one request per pause waits for it.
         self.pause_s = min(max(2 * self.pause_s, ALIAS_RETRY_S), _LONGEST_PAUSE_S)
         self.due_at = time.monotonic() + self.pause_s
-        # The pool or connector follows it as well, and logs why that failed.
+        # The pool or connector resolves it as well, and logs the reason of a failure.
         with contextlib.suppress(OSError, ValueError):
             self.is_rds = real_endpoint(host, resolver) is not None
         self.was_asked = True
@@ -142,15 +142,15 @@ _aliases: Final[dict[tuple[str, str], _Alias]] = {}
 
 
 def is_wanted(settings_dict: Mapping[str, Any]) -> bool:
-    """Whether the database of *settings_dict* is to have connections of bgpool's."""
+    """Return whether the database of *settings_dict* must have bgpool's connections."""
     return settings_dict["OPTIONS"].get(BG_ID) is not None
 
 
 def pool_options(settings_dict: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """``OPTIONS["pool"]`` as options of get_pool; None where there is to be no pool.
+    """Return ``OPTIONS["pool"]`` as options of get_pool; None for no pool.
 
     Raises:
-        ConfigurationError: It is none of what Django allows.
+        ConfigurationError: The value is not one that Django allows.
     """
     given = settings_dict["OPTIONS"].get("pool")
     if isinstance(given, str) and given:
@@ -175,18 +175,19 @@ def find(
     configured_by: object,
     make_configure: Callable[[], Callable[[Any], None]],
 ) -> Source:
-    """The source for the database *alias*; the same one for the same settings.
+    """Return the source for the database *alias*; the same one for the same settings.
 
     Args:
-        engine: Of which engine it is.
+        engine: The engine of the database.
         alias: Its name in the settings, or Django's for a connection to none of its databases.
         settings_dict: Its settings.
-        params: The driver's parameters, as Django has made them of the settings.
-        configured_by: What decides how the connections of a pool are configured.
-        make_configure: Makes what is called with each new connection of a pool. What is equal is the same.
+        params: The driver's parameters, as Django derived them from the settings.
+        configured_by: The values that determine the configuration of a pool's connections.
+        make_configure: Creates the function that is called with each new connection of a pool. Equal functions count as
+            the same.
 
     Raises:
-        ImproperlyConfigured: The settings cannot be used; the text says what to write instead.
+        ImproperlyConfigured: The settings cannot be used; the text names the replacement.
     """
     made_password = _is_made(params.get("password"), settings_dict)
     if made_password:
@@ -203,7 +204,7 @@ def find(
         )
         last = _known.sources.get(alias)
         if last is not None and last.seen == (options, *others) and not last.connections.closed:
-            # At every connection, and a request with a pool takes one: the rest is looked at where something changed.
+            # This runs at every connection, and a request with a pool takes one. The rest only runs after a change.
             return last
         return _find(engine, _origin(alias), alias, settings_dict, (_copied(options), *others), make_configure)
     except ConfigurationError as error:
@@ -236,7 +237,7 @@ def _find(
         known = _known.sources.get(alias)
         if known is not None and known.asked == asked and not known.connections.closed:
             return known
-        # As Django's, which looks at it once: tests change the settings of a database that is in use.
+        # Like Django, which reads it once: tests change the settings of a database that is in use.
         is_first = known is None or known.pool is None
         if options is not None and is_first and settings_dict["CONN_MAX_AGE"] != 0:
             raise ConfigurationError(
@@ -251,7 +252,7 @@ def _find(
 def describe(
     engine: Engine, alias: str, settings_dict: Mapping[str, Any], params: Mapping[str, Any]
 ) -> tuple[str, dict[str, Any]]:
-    """The DSN and the options of get_connector that the database *alias* comes to; arguments as for find.
+    """Return the DSN and the options of get_connector for the database *alias*; for the arguments see find.
 
     Raises:
         ConfigurationError: The settings cannot be used.
@@ -262,7 +263,7 @@ def describe(
 
 
 def close_pools(alias: str) -> None:
-    """Close the pool of *alias*, if it has one: its idle connections at once, the others when they are returned."""
+    """Close the pool of *alias*, if any: its idle connections immediately, the others when they are returned."""
     fork.notice()
     with _known.lock:
         known = _known.sources.get(alias)
@@ -273,14 +274,14 @@ def close_pools(alias: str) -> None:
 
 
 def _part_of(alias: str, settings_dict: Mapping[str, Any]) -> bool | None:
-    """Whether the database is to take part in a deployment; None where its host decides."""
+    """Return whether the database must take part in a deployment; None if its host decides."""
     if alias == NO_DB_ALIAS:
         return False
     return rehearses() if is_under_test(settings_dict) else None
 
 
 def _is_made(password: object, settings_dict: Mapping[str, Any]) -> bool:
-    """Whether a backend has made *password*, perhaps another one for each connection: the settings have it nowhere."""
+    """Return whether a backend generated *password*: it is not in the settings and may change per connection."""
     if password is None or password is settings_dict["PASSWORD"]:
         return False
     options = settings_dict["OPTIONS"]
@@ -288,7 +289,7 @@ def _is_made(password: object, settings_dict: Mapping[str, Any]) -> bool:
 
 
 def _copied(options: Mapping[str, Any]) -> dict[str, Any]:
-    """*options*, and dicts among them, as they are now."""
+    """Return a copy of *options*, and of dicts in them."""
     return {name: dict(value) if isinstance(value, dict) else value for name, value in options.items()}
 
 
@@ -311,7 +312,7 @@ def _make(engine: Engine, origin: Origin, asked: tuple[Any, ...], seen: tuple[ob
 
 
 def _in_use(connection: Any) -> bool:
-    """Whether a connection that Django keeps has a transaction open; one without is cut as a switchover begins."""
+    """Return whether a connection that Django keeps has an open transaction; a switchover first cuts those without."""
     return not connection.bgpool_is_idle
 
 
@@ -319,7 +320,7 @@ def _ping(connection: Any) -> None:
     connection.ping()
 
 
-#: By what a pool checks a connection that it is about to hand out.
+#: The check of a connection before a pool hands it out, by engine.
 _CHECKS: Final[Mapping[Engine, Callable[[Any], None]]] = {
     Engine.POSTGRESQL: psycopg_pool.ConnectionPool.check_connection,
     Engine.MYSQL: _ping,
@@ -327,15 +328,15 @@ _CHECKS: Final[Mapping[Engine, Callable[[Any], None]]] = {
 
 
 def _host_of(engine: Engine, origin: Origin, params: Mapping[str, Any], own: Mapping[str, Any]) -> str:
-    """Where the driver goes to: HOST does not name it where OPTIONS, $PGHOST or a service of libpq does."""
+    """Return the driver's host: OPTIONS, $PGHOST or a service of libpq may name it instead of HOST."""
     dsn, kwargs = origin.translate(engine, params, own)
     shared = {name: value for name, value in kwargs.items() if name not in PER_CONNECTION}
     return parse(dsn, {**own, "kwargs": shared})[0].host
 
 
 def _is_rds(host: str, own: Mapping[str, Any]) -> bool | None:
-    """Whether *host* is an RDS or Aurora endpoint, or stands for one; None where that could not be found out."""
-    # A look at what is there, and nothing is connected to; only an alias costs a question to the DNS, once.
+    """Return whether *host* is an RDS or Aurora endpoint, or an alias of one; None if that could not be determined."""
+    # This reads the name only and opens no connection; only an alias costs one DNS query.
     if own.get("endpoint") is not None or parse_endpoint(host) is not None:
         return True
     if not may_be_alias(host):
@@ -345,8 +346,8 @@ def _is_rds(host: str, own: Mapping[str, Any]) -> bool | None:
     if alias.was_asked:
         alias.look(host, resolver)
     else:
-        # Those who come first at the same moment wait for the one who asks: until it is known that a host is none, a
-        # database takes part, and has a monitor.
+        # Threads whose first look-ups coincide wait for the one that queries: until a host is known not to be an
+        # endpoint, a database takes part, and has a monitor.
         with _known.looking:
             alias.look(host, resolver)
     return alias.is_rds

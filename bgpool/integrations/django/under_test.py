@@ -1,4 +1,4 @@
-"""Whether a database is one of Django's tests: bgpool takes no part there, so that a test run starts no monitor."""
+"""Detection of Django's test databases: bgpool takes no part in them, so that a test run starts no monitor."""
 
 from __future__ import annotations
 
@@ -19,79 +19,79 @@ else:
 
 __all__ = ["IN_TESTS", "MarksTestDatabases", "is_under_test", "rehearses"]
 
-#: The environment variable that has test databases take part, for a rehearsal in a TransactionTestCase.
+#: The environment variable that makes test databases take part, for a rehearsal in a TransactionTestCase.
 IN_TESTS: Final = "BGPOOL_IN_TESTS"
-#: In the settings of a database: it is a test database now. Threads share them, and test processes are given a copy.
+#: The mark of a test database in its settings. Threads share the settings, and test processes receive a copy.
 _MARK: Final = "BGPOOL_TEST_DATABASE"
-#: What runs management commands: the end of its path. ``__main__.py`` is that of ``python -m django``; an application's
-#: own may have other uses for the word "test".
+#: The path endings of programs that run management commands. ``__main__.py`` is that of ``python -m django``. An
+#: application's own programs may use the word "test" differently.
 _MANAGE: Final = ("/manage.py", "/manage", "/django-admin", "/django-admin.py", "/django/__main__.py")
-#: Those that make test databases.
+#: The commands that create test databases.
 _TESTING: Final = (["test"], ["testserver"])
 
 
 class MarksTestDatabases(_Base):
-    """Mixed in before the class with which a backend makes its test databases."""
+    """Mixed in before the class with which a backend creates its test databases."""
 
     # Not create_test_db(), whose warnings name the file of its caller.
     def _create_test_db(self, *args: Any, **kwargs: Any) -> str:
-        """As Django's, once nothing leads to the database of the settings any more."""
+        """Like Django's, after the connections to the database of the settings are closed."""
         self.connection.settings_dict[_MARK] = True
         _leave(self.connection)
         name: str = super()._create_test_db(*args, **kwargs)  # type: ignore[misc]  # not in the stubs
         return name
 
     def set_as_test_mirror(self, *args: Any, **kwargs: Any) -> None:
-        """As Django's."""
+        """Like Django's."""
         self.connection.settings_dict[_MARK] = True
         _leave(self.connection)
         super().set_as_test_mirror(*args, **kwargs)
 
     def setup_worker_connection(self, *args: Any, **kwargs: Any) -> None:
-        """As Django's, which gives a process of parallel tests a database of its own."""
+        """Like Django's, which gives a process of parallel tests a database of its own."""
         _leave(self.connection)
         super().setup_worker_connection(*args, **kwargs)
 
     def _destroy_test_db(self, test_database_name: str, verbosity: int) -> None:
-        """As Django's, once no pool of this process leads to it, be it a mirror's: the server would refuse."""
+        """Like Django's, after this process's pools to it, and to its mirrors, are closed: the server would refuse."""
         for alias in connections:
             if connections[alias].settings_dict["NAME"] == test_database_name:
                 _leave(connections[alias])
         super()._destroy_test_db(test_database_name, verbosity)  # type: ignore[misc]  # not in the stubs
 
     def destroy_test_db(self, *args: Any, **kwargs: Any) -> None:
-        """As Django's, which has the settings name the other database again."""
+        """Like Django's, which restores the database name in the settings."""
         super().destroy_test_db(*args, **kwargs)
         if kwargs.get("suffix") is None:
             self.connection.settings_dict.pop(_MARK, None)
 
 
 def _leave(wrapper: Any) -> None:
-    """Close what *wrapper* has open."""
+    """Close the connections of *wrapper*."""
     wrapper.close()
     if hasattr(wrapper, "close_pool"):
         wrapper.close_pool()
 
 
 def is_under_test(settings_dict: Mapping[str, Any]) -> bool:
-    """Whether the database of *settings_dict* is one of a test run, or this process is about to make one of it."""
+    """Return whether the database of *settings_dict* is one of a test run, or this process will create one from it."""
     if settings_dict.get(_MARK):
         return True
-    # There from setup_test_environment(), before there are test databases, to teardown_test_environment(). mail.outbox
-    # is public and would not do: an application with the locmem email backend has it in production as well.
+    # It exists from setup_test_environment(), before test databases exist, to teardown_test_environment(). mail.outbox
+    # is public but unsuitable: an application with the locmem email backend has it in production as well.
     if hasattr(getattr(sys.modules.get("django.test.utils"), "_TestState", None), "saved_data"):
         return True
-    # Applications ask their database while they are loaded.
+    # Applications query their database while they are loaded.
     return "pytest_django" in sys.modules or _runs_tests(sys.argv)
 
 
 def _runs_tests(arguments: list[str]) -> bool:
-    """Whether *arguments* are the command line of a command that makes test databases."""
+    """Return whether *arguments* are the command line of a command that creates test databases."""
     return arguments[1:2] in _TESTING and f"/{Path(arguments[0]).as_posix()}".endswith(_MANAGE)
 
 
 def rehearses() -> bool:
-    """Whether ``$BGPOOL_IN_TESTS`` has test databases take part.
+    """Return whether ``$BGPOOL_IN_TESTS`` makes test databases take part.
 
     Raises:
         ConfigurationError: It is neither a word for yes nor one for no.

@@ -1,6 +1,7 @@
 """Units of work with Django: a function is called in ``atomic``, and again when a switchover cut its transaction.
 
-Every decision is that of pool.run: whether the function is called again, and what became of a COMMIT that was cut.
+Every decision is the same as for pool.run: whether the function is called again, and the outcome of a COMMIT that was
+cut.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
-#: Aliases of engines that are not bgpool's, and what was warned of.
+#: The aliases of engines that are not bgpool's, and the warnings that were logged for them.
 _warned: Final[set[tuple[str, str]]] = set()
 
 
@@ -62,36 +63,37 @@ def run(
     idempotent: bool = False,
     receipt_id: str | None = None,
 ) -> R | AlreadyApplied:
-    """Call ``fn(*args)`` in ``atomic(durable=True)``; again, when a switchover cut it before its COMMIT.
+    """Call ``fn(*args)`` in ``atomic(durable=True)``; repeat it if a switchover cut it before its COMMIT.
 
-    *fn* may be called several times, of which one is applied: what it does beside its transaction it does several
-    times. Hooks of ``transaction.on_commit`` run once, and exactly when it is known that the transaction is committed.
-    Keywords for *fn*: functools.partial, or a lambda.
+    *fn* may be called several times, but only one call is applied. Its effects outside its transaction happen once per
+    call. Hooks of ``transaction.on_commit`` run once, and only when the transaction is known to be committed. To pass
+    keywords, use functools.partial, or a lambda.
 
     Args:
-        fn: What is to be done in one transaction.
+        fn: A function with the work of one transaction.
         args: Its arguments.
-        using: The alias of the database. *fn* may use others; what it does there is not in the transaction.
+        using: The alias of the database. *fn* may use others, but outside of the transaction.
         timeout: Longest time until the last call begins, in seconds; None for the longest hold, and with
             ``OPTIONS["pool"]`` the pool's timeout after it.
-        idempotent: *fn* may be applied twice. Then it is called again also where nobody can tell whether it was.
-        receipt_id: The unit's id, 1 to 200 letters, digits and ``._:@/+=~#-``: it is applied once, however often and
-            in how many processes it is run with this id. Needs bg_receipts_table. None for an id of its own. In the
-            transaction of a TestCase, and with an engine that is not bgpool's, the id is checked and *fn* is called.
+        idempotent: *fn* may be applied twice. It is then also called again if the outcome of its COMMIT is unknown.
+        receipt_id: The unit's id, 1 to 200 letters, digits and ``._:@/+=~#-``: the unit is applied once, however often
+            and in however many processes it is run with this id. Needs bg_receipts_table. None for a generated id. In
+            the transaction of a TestCase, and with an engine that is not bgpool's, the id is checked and *fn* is
+            called.
 
     Returns:
-        What *fn* returned; AlreadyApplied(receipt_id) if an earlier run with the same *receipt_id* was applied.
+        The result of *fn*; AlreadyApplied(receipt_id) if an earlier run with the same *receipt_id* was applied.
 
     Raises:
-        CommitOutcomeUnknown: COMMIT was cut, and the server cannot tell what became of it.
-        SwitchoverInterrupted: Cut again and again, until the time was used up.
-        SwitchoverHoldTimeout, GreenHostRejected: As a checkout. These errors are bgpool's own, without Django's around
-            them.
-        ConfigurationError: An argument cannot be used; *receipt_id* is no id or has no table; or autocommit is off, by
-            hand or by ``AUTOCOMMIT``.
-        RuntimeError: Called within ``atomic``, Django's own error for ``durable=True``.
+        CommitOutcomeUnknown: COMMIT was cut, and the server cannot tell its outcome.
+        SwitchoverInterrupted: The unit was cut repeatedly until its time was used up.
+        SwitchoverHoldTimeout, GreenHostRejected: The same as for a checkout. These errors are bgpool's own, not wrapped
+            by Django.
+        ConfigurationError: An argument cannot be used; *receipt_id* is not a valid id or has no table; or autocommit is
+            off, by a call or by ``AUTOCOMMIT``.
+        RuntimeError: Called within ``atomic``; Django's own error for ``durable=True``.
         TypeError: *fn* is an ``async`` or a generator function.
-        Exception: Whatever *fn*, a hook or Django raised; unless a hook raised it the transaction was rolled back.
+        Exception: Any error of *fn*, a hook or Django. The transaction was rolled back, unless a hook raised the error.
 
     Source: docs/units-of-work.md.
     """
@@ -126,9 +128,9 @@ def transactional(
 ) -> Any:
     """Decorate a function so that every call of it is a unit of work: ``@transactional``, ``@transactional(using=…)``.
 
-    A view can be decorated. It is one of ``non_atomic_requests`` then: ATOMIC_REQUESTS would begin a transaction
-    around it. Arguments and errors are those of run, but *receipt_id* is a function: called with the arguments of each
-    call, it returns the id.
+    A view can be decorated. It is then marked with ``non_atomic_requests``, because ATOMIC_REQUESTS would begin a
+    transaction around it. Arguments and errors are those of run, except for *receipt_id*: it is a function that is
+    called with the arguments of each call and returns the id.
     """
     if callable(using):
         return transactional()(using)
@@ -149,9 +151,9 @@ def transactional(
 
 
 def is_interrupted(error: BaseException | None) -> bool:
-    """Whether *error* says that a switchover has cut a transaction, which did not commit and can be run again.
+    """Return whether *error* shows that a switchover cut a transaction that did not commit and can be run again.
 
-    For retry decorators. It is SwitchoverInterrupted, or the ``django.db.OperationalError`` that Django makes of it.
+    For retry decorators. The error is SwitchoverInterrupted, or the ``django.db.OperationalError`` that wraps it.
     """
     cause = error.__cause__ if isinstance(error, DjangoError) else error
     return isinstance(cause, SwitchoverInterrupted)
@@ -169,8 +171,8 @@ def _run(
         check_receipt_id("run", receipt_id)
         _warn_of_id(wrapper)
     if source is None or wrapper.in_atomic_block:
-        # Django's own affair; or in the transaction of a TestCase, which cannot be begun again. In any other Django
-        # raises.
+        # The engine is Django's own, or this is the transaction of a TestCase, which cannot be begun again. In any
+        # other transaction Django raises.
         with transaction.atomic(using=using, durable=True):
             return call()
     assert isinstance(wrapper, SwitchoverWrapper)
@@ -179,15 +181,15 @@ def _run(
 
 
 def _check_autocommit(wrapper: Any) -> None:
-    """Refuse a database without autocommit: ``atomic`` leaves the COMMIT to the caller there.
+    """Refuse a database without autocommit: there ``atomic`` leaves the COMMIT to the caller.
 
     Raises:
-        ConfigurationError: It was turned off by hand, or in the settings.
+        ConfigurationError: It was turned off by a call, or in the settings.
     """
     if wrapper.in_atomic_block:
         return
     if wrapper.connection is None:
-        # What the next one begins with.
+        # The autocommit state of the next connection.
         kept = getattr(wrapper, "bgpool_autocommit", None)
         is_on = wrapper.settings_dict["AUTOCOMMIT"] if kept is None else kept
     else:
@@ -204,12 +206,11 @@ def _source_of(wrapper: Any) -> Source | None:
         wrapper.bgpool_leave_behind()
         source = wrapper.bgpool_find(wrapper.get_connection_params()) if wrapper.connection is None else None
         return source or wrapper.bgpool_source
-    # SQLite in tests, say. In production it is an ENGINE that was forgotten.
+    # For example SQLite in tests. In production the ENGINE was probably forgotten.
     if (wrapper.alias, "engine") not in _warned and not is_under_test(wrapper.settings_dict):
         _warned.add((wrapper.alias, "engine"))
         _logger.warning(
-            "units of work on DATABASES[%r] are not run again after a switchover: its ENGINE %s is not one of bgpool's "
-            "engines",
+            "units of work on DATABASES[%r] are not run again after a switchover: its ENGINE %s is not a bgpool engine",
             wrapper.alias,
             wrapper.settings_dict["ENGINE"],
             extra=log_fields("django_engine_not_bgpool"),
@@ -218,20 +219,20 @@ def _source_of(wrapper: Any) -> Source | None:
 
 
 def _warn_of_id(wrapper: Any) -> None:
-    """Warn once that a unit with an id of the caller's is applied each time it is run."""
+    """Warn once that a unit with the caller's id is applied each time that it is run."""
     if (wrapper.alias, "receipt_id") in _warned or is_under_test(wrapper.settings_dict):
         return
     _warned.add((wrapper.alias, "receipt_id"))
     _logger.warning(
-        "receipt_id has no effect on DATABASES[%r], so that each run of a unit of work is applied: set one of bgpool's "
-        "engines as its ENGINE, with a bg_id",
+        "receipt_id has no effect on DATABASES[%r], so that each run of a unit of work is applied: set a bgpool engine "
+        "as its ENGINE, with a bg_id",
         wrapper.alias,
         extra=log_fields("django_engine_not_bgpool"),
     )
 
 
 class _Runner(Generic[R]):
-    """One unit of work, with what it needs of Django. A Lender of the connections for its questions."""
+    """One unit of work, with the Django objects that it needs. It lends the connections for queries about outcomes."""
 
     def __init__(
         self,
@@ -251,15 +252,15 @@ class _Runner(Generic[R]):
         self._timeout: Final = timeout
         self._idempotent: Final = idempotent
         self._receipt_id: Final = receipt_id
-        # What Django raised in the last attempt.
+        # The error that Django raised in the last attempt.
         self._raised: DjangoError | None = None
-        # The last attempt that has called the function. While it is in doubt, none calls it again: if any attempt was
-        # applied, then this one.
+        # The last attempt that has called the function. While it is in doubt, no other calls the function: if any
+        # attempt was applied, it is this one.
         self._called: _Attempt | None = None
         self._instances: Final = NewInstances()
 
     def run(self) -> R | AlreadyApplied:
-        """Run the unit; arguments and errors as the function's."""
+        """Run the unit; for arguments and errors see the function run."""
         watch_saves()
         made = self._source.connections
         timeout_s = self._timeout
@@ -279,28 +280,28 @@ class _Runner(Generic[R]):
             raise self._raised from error
         called = self._called
         if called is None or unit.applied != called.number:
-            # By another run.
+            # The unit was applied by another run.
             self._instances.undo()
         elif not unit.is_applied and called.hooks:
-            # Its COMMIT was cut, and has turned out to be applied.
+            # Its COMMIT was cut, and proved to be applied.
             self._wrapper.run_on_commit = called.hooks
             self._wrapper.run_and_clear_commit_hooks()
         return result
 
     def _undo_after(self, error: BaseException, unit: Unit[Any, R]) -> None:
-        """Make instances new again, unless they may have been saved; what the function's own error leaves is its."""
+        """Make instances new again, unless they may be saved; the state after the function's own error is unchanged."""
         called = self._called
         if called is None or unit.is_applied or unit.is_undecided or isinstance(error, CommitOutcomeUnknown):
             return
         if isinstance(error, SwitchoverInterrupted) or called.number != unit.attempt:
-            # It says: run it again. Or a later attempt has failed, and has not come as far as the function.
+            # The error asks the caller to run it again. Or a later attempt has failed before it called the function.
             self._instances.undo()
 
     def _attempt(self, unit: Unit[Any, R]) -> R:
         self._raised = None
         attempt = _Attempt(unit, self._wrapper, self._instances)
         try:
-            # Before it takes a connection; and the unit's time is shorter than that of a checkout, perhaps.
+            # Before it takes a connection; the unit's time may be shorter than that of a checkout.
             self._from_source(lambda made: made.wait_admitted(unit.left_s()))
             result: R = attempt.make(self._call, self._using)
             return result
@@ -314,10 +315,10 @@ class _Runner(Generic[R]):
             if attempt.has_called:
                 self._called = attempt
 
-    # -- where its connections come from -------------------------------------------------------------------------
+    # -- source of its connections -------------------------------------------------------------------------------
 
     def getconn(self, timeout: float | None = None) -> Any:
-        """As Lender says."""
+        """See Lender."""
 
         def connect(made: Any) -> Any:
             if not isinstance(made, Connector):
@@ -328,7 +329,7 @@ class _Runner(Generic[R]):
         return self._from_source(connect)
 
     def putconn(self, conn: Any) -> None:
-        """As Lender says."""
+        """See Lender."""
         made: Any = self._source.connections
         if isinstance(made, Connector):
             conn.close()
@@ -336,10 +337,10 @@ class _Runner(Generic[R]):
             made.putconn(conn)
 
     def _from_source(self, take: Callable[[BlockingSource[Any]], T]) -> T:
-        """What *take* gets from the pool or connector; where that was closed meanwhile, from the next one.
+        """Return the result of *take* with the pool or connector; if that was closed by now, with the next one.
 
-        As callers without a unit do: Celery closes the pool behind each task, whatever other threads do. Another
-        database, which the settings may name by now, knows nothing of what this one has committed.
+        This is what happens without a unit: Celery closes the pool after each task, even if other threads use it.
+        Another database, which the settings may name by now, cannot know the outcome of this one's transactions.
         """
         while True:
             try:
@@ -352,16 +353,16 @@ class _Runner(Generic[R]):
 
 
 class _Attempt:
-    """One transaction of a unit of work, begun, committed or rolled back by Django.
+    """One transaction of a unit of work that Django begins, commits and rolls back.
 
     Attributes:
         number: Its number in the unit, from 1.
-        has_called: Whether it has come as far as the function.
-        hooks: Those that wait for its COMMIT, once that is sent.
+        has_called: True if it has called the function.
+        hooks: The hooks that wait for its COMMIT, once that is sent.
     """
 
     def __init__(self, unit: Unit[Any, Any], wrapper: SwitchoverWrapper, instances: NewInstances) -> None:
-        """An attempt of *unit* on *wrapper*; to *instances* it adds what its function saves."""
+        """Create an attempt of *unit* on *wrapper*; it adds the instances that its function saves to *instances*."""
         self._unit: Final = unit
         self._wrapper: Final = wrapper
         self._instances: Final = instances
@@ -380,14 +381,15 @@ class _Attempt:
                 try:
                     self._result = call()
                 except transaction.TransactionManagementError:
-                    # The function went on after an error that it had caught: the switchover's, perhaps.
+                    # The function continued after an error that it had caught, perhaps the switchover's.
                     self._check_lost()
                     raise
                 finally:
-                    # Before Django ends the transaction after an error, which is no doing of the function's.
+                    # Before Django ends the transaction after an error, which the function did not do.
                     unit.leave(self._drivers)
                 if wrapper.needs_rollback or wrapper.closed_in_transaction:
-                    # Nothing is committed, and Django would say nothing. As the function wants it, or what it caught?
+                    # Nothing is committed, and Django would raise no error. Either the function wants that, or it
+                    # caught an error.
                     self._check_lost()
         except BaseException as error:
             if self._drivers is not None and not unit.is_applied:
@@ -407,11 +409,11 @@ class _Attempt:
             try:
                 self._unit.begin(drivers)
             except Exception as error:
-                # At once: Django ends the transaction, and would drop a connection that is to be asked something.
+                # Immediately: Django ends the transaction, and would drop a connection that must be queried.
                 self._unit.fail(drivers, error)
                 raise
         self._drivers = drivers
-        # No earlier attempt was applied: that was found out by now.
+        # No earlier attempt was applied, as was determined by now.
         self._instances.undo()
         self.has_called = True
         wrapper.bgpool_listener = self
@@ -430,14 +432,14 @@ class _Attempt:
         with self._wrapper.wrap_database_errors:
             self._unit.fail(self._drivers, cause, held=held)
 
-    # -- what the wrapper tells ----------------------------------------------------------------------------------
+    # -- calls of the wrapper ------------------------------------------------------------------------------------
 
     def before_save(self, instance: object) -> None:
-        """A model's *instance* is saved next."""
+        """Note that a model's *instance* is saved next."""
         self._instances.note(instance)
 
     def before_commit(self) -> None:
-        """COMMIT is sent next."""
+        """Prepare for COMMIT, which is sent next."""
         wrapper = self._wrapper
         self.hooks = [*wrapper.run_on_commit]
         try:
@@ -447,7 +449,7 @@ class _Attempt:
             # Django rolls back.
             raise
         except BaseException:
-            # An interrupt, a time limit of Celery's. Django would turn autocommit on, which commits on MySQL.
+            # An interrupt, or a time limit of Celery. Django would turn autocommit on, which commits on MySQL.
             try:
                 wrapper.rollback()
             except DjangoError:
@@ -455,14 +457,14 @@ class _Attempt:
             raise
 
     def after_commit(self) -> None:
-        """The server has answered that it has committed."""
+        """Note that the server has confirmed the COMMIT."""
         self._unit.note_applied()
         self._unit.housekeep(self._drivers)
-        # Hooks run next, before the block's end; they may commit something of their own.
+        # Hooks run next, before the end of the block; they may commit transactions of their own.
         self._wrapper.bgpool_listener = None
 
 
-# -- what was given ----------------------------------------------------------------------------------------------
+# -- checks of arguments -----------------------------------------------------------------------------------------
 
 
 def _check(using: object, timeout: object) -> None:

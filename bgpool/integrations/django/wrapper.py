@@ -1,7 +1,8 @@
-"""What the engines have in common: a database's connections come from bgpool, and a stale one is replaced in time.
+"""The common base of the engines: a database's connections come from bgpool, and a stale one is replaced in time.
 
-They are subclasses of Django's own, and override where a connection is made, judged and ended. A connection that a
-request keeps is looked at where Django would check its health: before each cursor, and before a transaction begins.
+The engines are subclasses of Django's own. They override the methods that open, check and close a connection. A
+connection that a request keeps is checked where Django would check its health: before each cursor, and before a
+transaction begins.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from bgpool.integrations.django.under_test import MarksTestDatabases
 from bgpool.integrations.drivers import is_bgpools
 
 if TYPE_CHECKING:
-    # Which one it is mixed in before, mypy need not know.
+    # mypy need not know which class it is mixed in before.
     from django.db.backends.base.base import BaseDatabaseWrapper as _Base
 else:
     _Base = object
@@ -36,22 +37,22 @@ __all__ = ["CommitListener", "SwitchoverWrapper"]
 
 
 class CommitListener(Protocol):
-    """What a unit of work wants to know of its transaction."""
+    """The interface by which a unit of work observes its transaction."""
 
     def before_save(self, instance: object) -> None:
-        """A model's *instance* is saved next."""
+        """Called before a model's *instance* is saved."""
         ...
 
     def before_commit(self) -> None:
-        """COMMIT is sent next."""
+        """Called before COMMIT is sent."""
         ...
 
     def after_commit(self) -> None:
-        """The server has answered that it has committed."""
+        """Called after the server has confirmed the COMMIT."""
         ...
 
 
-#: What is mixed in before the classes that a backend names.
+#: The mixins for the classes that a backend names.
 _MIXINS: Final[tuple[tuple[str, type], ...]] = (
     ("creation_class", MarksTestDatabases),
     ("client_class", AsksForPassword),
@@ -63,24 +64,24 @@ class SwitchoverWrapper(_Base):
     """Mixed in before a DatabaseWrapper.
 
     Attributes:
-        bgpool_engine: Of which engine the servers are.
-        bgpool_source: Where the connection comes from; None before the first, and without *bg_id*.
-        bgpool_listener: Is told of COMMIT, and of instances that are saved, while a unit of work runs.
-        bgpool_autocommit: Where a connection was dropped between two transactions, whether it had autocommit: the next
-            one is to have it as well. None where the settings decide.
+        bgpool_engine: The engine of the servers.
+        bgpool_source: The source of the connection; None before the first connection, and without *bg_id*.
+        bgpool_listener: Notified of COMMIT, and of instances that are saved, while a unit of work runs.
+        bgpool_autocommit: If a connection was dropped between two transactions, its autocommit state, which the next
+            connection must have as well. None if the settings decide.
     """
 
     bgpool_engine: ClassVar[Engine]
     bgpool_source: Source | None = None
     bgpool_listener: CommitListener | None = None
     bgpool_autocommit: bool | None = None
-    # Of what the connection is, by the settings of then.
+    # The database and user of the connection, from the settings at that time.
     _bgpool_place: tuple[object, ...] = ()
-    # From where, and under what, came the last connection: what is remembered of the server was read there.
+    # The source and the generation of the last connection: the cached properties of the server are from there.
     _bgpool_noted: tuple[Source, Any] | None = None
-    # While a connection is set up, which is not the time to replace it.
+    # True while a connection is set up: it must not be replaced then.
     _bgpool_connects: bool = False
-    # Set once the user has rolled back a transaction whose connection is gone.
+    # True once the user has rolled back a transaction whose connection is gone.
     _bgpool_rolled_back: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -91,10 +92,10 @@ class SwitchoverWrapper(_Base):
                 names = {"__module__": cls.__module__, "__qualname__": f"{cls.__qualname__}.{backends.__name__}"}
                 setattr(cls, name, type(backends.__name__, (mixin, backends), names))
 
-    # -- where connections come from -----------------------------------------------------------------------------
+    # -- source of connections -----------------------------------------------------------------------------------
 
     def get_connection_params(self) -> dict[str, Any]:
-        """As Django's, without what is bgpool's own."""
+        """Like Django's, without bgpool's own parameters."""
         params = super().get_connection_params()
         for name in self.settings_dict["OPTIONS"]:
             if is_bgpools(name):
@@ -102,7 +103,7 @@ class SwitchoverWrapper(_Base):
         return params
 
     def bgpool_find(self, params: Mapping[str, Any]) -> Source | None:
-        """Where the connection, now made with *params*, is to come from; as bgpool_look.
+        """Set and return the source of the connection that is now opened with *params*; see bgpool_look.
 
         Raises:
             ImproperlyConfigured: The settings cannot be used.
@@ -112,13 +113,13 @@ class SwitchoverWrapper(_Base):
         return self.bgpool_source
 
     def bgpool_look(self, params: Mapping[str, Any]) -> Source | None:
-        """Where a connection with *params* would come from; None without *bg_id*, where it is Django's own affair.
+        """Return the source of a connection with *params*; None without *bg_id*, when only Django handles it.
 
         Raises:
             ImproperlyConfigured: The settings cannot be used.
         """
         if not sources.is_wanted(self.settings_dict):
-            # Settings that have changed may have wanted one before.
+            # The settings may have changed and may have required a pool before.
             sources.close_pools(self.alias)
             return None
         return sources.find(
@@ -131,7 +132,7 @@ class SwitchoverWrapper(_Base):
         )
 
     def copy(self, alias: str | None = None) -> Any:
-        """As Django's, which would copy a password callable as well: the copy's connections would be from elsewhere."""
+        """Like Django's, which would also copy a password callable, so that the copy would get another source."""
         given = (self.settings_dict["PASSWORD"], *self.settings_dict["OPTIONS"].values())
         copied = copy.deepcopy(self.settings_dict, {id(one): one for one in given if callable(one)})
         return type(self)(copied, self.alias if alias is None else alias)
@@ -140,25 +141,25 @@ class SwitchoverWrapper(_Base):
         """Note that *connection* is new: after a switchover it leads to a server that may have another version.
 
         Raises:
-            ImproperlyConfigured: It is none of bgpool's.
+            ImproperlyConfigured: bgpool did not open it.
         """
         generation = getattr(connection, "bgpool_generation", None)
         if generation is None:
             raise ImproperlyConfigured(
-                f"DATABASES[{self.alias!r}]: {type(self).__module__} opens connections by itself, and bgpool's are "
-                "those that get_new_connection() gets of self.Database.connect() or self.pool"
+                f"DATABASES[{self.alias!r}]: {type(self).__module__} opens connections by itself; bgpool needs "
+                "a get_new_connection() that gets them from self.Database.connect() or self.pool"
             )
         last, self._bgpool_noted = self._bgpool_noted, (source, generation)
-        # A generation learns its epoch later where no monitor has spoken yet.
+        # A generation receives its epoch later if no monitor has published yet.
         if last is not None and (last[0] is not source or last[1].epoch != generation.epoch):
             for kept in (self, self.features, self.ops, self.introspection):
                 _forget(kept)
         self._bgpool_rolled_back = False
 
     def connect(self) -> None:
-        """As Django's; a switchover that begins meanwhile has it made again, and so has the end of its pool.
+        """Like Django's; it is repeated if a switchover begins in the meantime, or its pool is closed.
 
-        A connection whose setup failed is closed: what follows would run without its time zone, or its role.
+        A connection whose setup failed is closed: the next statements would run without its time zone, or its role.
         """
         if self._bgpool_connects or not sources.is_wanted(self.settings_dict):
             super().connect()
@@ -174,7 +175,7 @@ class SwitchoverWrapper(_Base):
         finally:
             self._bgpool_connects = False
             if autocommit is not None:
-                # Those of a transaction that was committed on the connection that was dropped.
+                # The hooks of a transaction that was committed on the dropped connection.
                 self.run_on_commit = hooks
 
     def _bgpool_connect(self, autocommit: bool | None) -> None:
@@ -196,15 +197,16 @@ class SwitchoverWrapper(_Base):
                 if source is None or self.bgpool_may_be_asked() or _is_past(ends_at):
                     return
                 self.close()
-            # Nothing of the caller's was sent. The next one waits until the switchover has passed, or has another pool.
+            # None of the caller's statements was sent. The next attempt waits until the switchover has passed, or has
+            # another pool.
             ends_at = ends_at or time.monotonic() + source.connections.hold_s
 
     @property
     def pool(self) -> Any:
-        """The pool, if ``OPTIONS["pool"]`` asks for one."""
+        """The pool, if ``OPTIONS["pool"]`` enables one."""
         source = self.bgpool_source
         if source is not None:
-            # The common case first: Django asks at every cursor.
+            # The common case first: Django reads it at every cursor.
             return source.pool
         if self.settings_dict["OPTIONS"].get(sources.BG_ID) is None:
             return getattr(super(), "pool", None)
@@ -213,7 +215,7 @@ class SwitchoverWrapper(_Base):
         return source.pool if source is not None else None
 
     def close_pool(self) -> None:
-        """Close the pool, if there is one; connections that are out are closed when they are returned."""
+        """Close the pool, if any; connections in use are closed when they are returned."""
         if not sources.is_wanted(self.settings_dict):
             close_pool = getattr(super(), "close_pool", None)
             if close_pool is not None:
@@ -227,11 +229,11 @@ class SwitchoverWrapper(_Base):
         return _Configure(type(self), self.alias, self.settings_dict, self._bgpool_configured_by())
 
     def _bgpool_configured_by(self) -> object:
-        """What of the settings a pool's connections are configured by, beside their parameters."""
+        """Return the settings that configure a pool's connections, in addition to their parameters."""
         raise NotImplementedError
 
     def bgpool_configure_connection(self, connection: Any) -> None:
-        """Configure *connection*, which a pool has opened, as ``init_connection_state`` does without a pool."""
+        """Configure *connection*, which a pool has opened, like ``init_connection_state`` does without a pool."""
         raise NotImplementedError
 
     def _close(self) -> None:
@@ -239,7 +241,7 @@ class SwitchoverWrapper(_Base):
         if connection is None or source is None or source.pool is None:
             super()._close()  # type: ignore[misc]  # not in the stubs
             return
-        # In Django's place, whose way passes by what the connection knows of itself.
+        # Instead of Django's way, which bypasses the state of the connection itself.
         self.connection = None
         with self.wrap_database_errors:
             source.pool.putconn(connection)
@@ -247,14 +249,15 @@ class SwitchoverWrapper(_Base):
     # -- the gate ------------------------------------------------------------------------------------------------
 
     def close_if_health_check_failed(self) -> None:
-        """As Django's; and outside ``atomic`` wait while a switchover lasts, and have a stale connection replaced.
+        """Like Django's; and outside ``atomic`` wait while a switchover lasts, and have a stale connection replaced.
 
-        So is one to a database that the settings no longer name: that of a test run has another name.
+        A connection to a database that the settings no longer name is also replaced: that of a test run has another
+        name.
         """
         source, connection = self.bgpool_source, self.connection
         if source is not None and connection is not None and not self.in_atomic_block:
             of_its, settings = source.connections, self.settings_dict
-            # In place of a call: this is on the way to every cursor.
+            # Inlined instead of called: this runs at every cursor.
             place = (settings["NAME"], settings["HOST"], settings["PORT"], settings["USER"])
             if not (of_its.admits() and of_its.is_fit(connection) and place == self._bgpool_place):
                 self._bgpool_renew(source, connection)
@@ -264,14 +267,14 @@ class SwitchoverWrapper(_Base):
         """Wait, and have *connection* replaced if it is stale by then, unless it is in a transaction.
 
         Raises:
-            django.db.OperationalError: Held for as long as it may be; or the endpoint is green.
+            django.db.OperationalError: The caller was held for the maximum time; or the endpoint is green.
         """
         if self._bgpool_connects:
             return
         is_open = connection.bgpool_is_open
         is_between = self._bgpool_is_idle(connection) if is_open else self.autocommit or self._bgpool_rolled_back
         if not is_between:
-            # The connection itself says what becomes of the transaction.
+            # The connection itself raises the outcome of the transaction.
             return
         is_same = self._bgpool_place == _place_of(self.settings_dict)
         if is_same and self._bgpool_is_kept(source, connection):
@@ -279,16 +282,16 @@ class SwitchoverWrapper(_Base):
         self._bgpool_drop(self.autocommit)
 
     def _bgpool_is_idle(self, connection: Any) -> bool:
-        """Whether *connection*, which is open, has no transaction that its user has yet to end."""
+        """Return whether *connection*, which is open, has no transaction that its user must still end."""
         return bool(connection.bgpool_is_idle)
 
     def _bgpool_is_kept(self, source: Source, connection: Any) -> bool:
-        """Whether *connection* may still be used once a switchover, if there is one, has passed."""
+        """Return whether *connection* may still be used after a switchover, if there is one, has passed."""
         try:
             with self.wrap_database_errors:
                 source.connections.wait_admitted()
         except Error:
-            # Closed meanwhile: the next connection comes from another pool.
+            # Closed in the meantime: the next connection comes from another pool.
             if not source.connections.closed:
                 raise
             return False
@@ -307,14 +310,14 @@ class SwitchoverWrapper(_Base):
             self._bgpool_drop(self.autocommit)
 
     def get_autocommit(self) -> bool:
-        """As Django's; where it is off, an ``atomic`` block asks for nothing else before it begins."""
+        """Like Django's; if it is off, an ``atomic`` block makes no other call before it begins."""
         source, connection = self.bgpool_source, self.connection
         if not (self.autocommit or self.in_atomic_block) and source is not None and connection is not None:
             self._bgpool_renew(source, connection)
         return super().get_autocommit()
 
     def close_if_unusable_or_obsolete(self) -> None:
-        """As Django's, at both ends of a request, where nobody waits."""
+        """Like Django's, at both ends of a request; no caller is held there."""
         source, connection = self.bgpool_source, self.connection
         if connection is None:
             self.bgpool_autocommit = None
@@ -324,16 +327,16 @@ class SwitchoverWrapper(_Base):
             and self._bgpool_has_ended(source, connection)
             and self._bgpool_is_stale()
         ):
-            # Or Django would ask whether autocommit is on, which waits.
+            # Otherwise Django would query whether autocommit is on, which is held.
             self.close()
         super().close_if_unusable_or_obsolete()
 
     def is_usable(self) -> bool:
-        """As Django's; a stale connection is not asked, which would be held."""
+        """Like Django's; a stale connection is not queried, because the query would be held."""
         return self.bgpool_may_be_asked() and super().is_usable()
 
     def bgpool_may_be_asked(self) -> bool:
-        """Whether a question to the server would be sent at once, on a connection that is worth it."""
+        """Return whether a query would be sent to the server immediately, on a connection that can still be used."""
         source, connection = self.bgpool_source, self.connection
         if source is None or connection is None:
             return True
@@ -342,9 +345,9 @@ class SwitchoverWrapper(_Base):
     # -- transactions --------------------------------------------------------------------------------------------
 
     def set_autocommit(self, autocommit: bool, force_begin_transaction_with_broken_autocommit: bool = False) -> None:
-        """As Django's; at the end of ``atomic`` nothing is asked of a connection that is stale, and nobody is held.
+        """Like Django's; at the end of ``atomic`` a stale connection is not queried, and no caller is held.
 
-        The transaction has been committed or rolled back by then. What follows is its hooks, or its error.
+        The transaction has been committed or rolled back by then. Its hooks, or its error, follow.
         """
         source, connection = self.bgpool_source, self.connection
         may_be_the_end = autocommit and not self.in_atomic_block and not self._bgpool_connects
@@ -367,8 +370,8 @@ class SwitchoverWrapper(_Base):
         except BaseException:
             begins = not (self.commit_on_exit or self.savepoint_ids or self.atomic_blocks)
             if begins and self.bgpool_source is not None:
-                # With it a block begins where autocommit is off. To Django it would stay open: nothing could be rolled
-                # back in this thread any more, and no connection replaced.
+                # If it is set, a block begins while autocommit is off. Django would consider it open: this thread could
+                # no longer roll back or replace the connection.
                 self.in_atomic_block = False
             raise
 
@@ -380,34 +383,34 @@ class SwitchoverWrapper(_Base):
             super()._set_autocommit(autocommit)  # type: ignore[misc]  # not in the stubs
         except BaseException as error:
             if not (autocommit or self._bgpool_connects or isinstance(error, Error) or self.bgpool_source is None):
-                # Interrupted: the server may have it off, where Django believes that it is on.
+                # Interrupted: the server may have it off, although Django expects that it is on.
                 self.close()
-            # Behind the end of its transaction nothing but the connection is lost.
+            # After the end of its transaction only the connection is lost.
             if not was_idle or connection.bgpool_in_doubt:
                 raise
             if not isinstance(error, Error):
-                # An interrupt, a time limit of Celery's: the answer may still come.
+                # An interrupt, or a time limit of Celery: the answer may still arrive.
                 self.close()
                 raise
-            # Cut, or held.
+            # It was cut, or held.
             self._bgpool_drop(autocommit)
 
     def _bgpool_has_ended(self, source: Source, connection: Any) -> bool:
-        """Whether the transaction on *connection* was committed or rolled back; where there is none, nobody waits."""
+        """Return whether the transaction on *connection* has ended; if there is none, no caller is held."""
         if connection is None:
             return not source.connections.would_admit()
-        # A transaction that went with its connection is over once it was rolled back by hand as well.
+        # A transaction that was lost with its connection is also over once the user has rolled it back.
         return self._bgpool_is_idle(connection) if connection.bgpool_is_open else self._bgpool_rolled_back
 
     def _bgpool_is_stale(self) -> bool:
-        """Whether there is no connection that is worth a question."""
+        """Return whether there is no connection that can usefully be queried."""
         is_same = self.connection is not None and self._bgpool_place == _place_of(self.settings_dict)
         return not (is_same and self.bgpool_may_be_asked())
 
     def _bgpool_drop(self, autocommit: bool) -> None:
-        """Close the connection between two transactions. The hooks of what it has committed are kept.
+        """Close the connection between two transactions. The hooks of its committed transactions are kept.
 
-        The next connection has *autocommit*, whatever the settings have connections begin with.
+        The next connection has *autocommit*, whatever the settings specify for new connections.
         """
         hooks = self.run_on_commit
         self.close()
@@ -415,12 +418,12 @@ class SwitchoverWrapper(_Base):
         self.bgpool_autocommit = autocommit
 
     def close(self) -> None:
-        """As Django's; the next connection begins as the settings say."""
+        """Like Django's; the next connection begins as the settings specify."""
         self.bgpool_autocommit = None
         super().close()
 
     def rollback(self) -> None:
-        """As Django's; what was open on a connection that is gone is rolled back already."""
+        """Like Django's; a transaction on a lost connection is already rolled back."""
         connection = self.connection
         if self.bgpool_source is None or connection is None or self.in_atomic_block:
             super().rollback()
@@ -432,13 +435,13 @@ class SwitchoverWrapper(_Base):
                 if connection.bgpool_is_open or connection.bgpool_in_doubt:
                     raise
                 if not isinstance(error, Error):
-                    # An interrupt, a time limit of Celery's, has closed it.
+                    # An interrupt, or a time limit of Celery, has closed it.
                     self._bgpool_note_rolled_back()
                     raise
             else:
                 if connection.bgpool_is_open:
                     return
-                # Cut behind its answer, when the server was asked whose a refusal was.
+                # It was cut after its answer, when the server was queried for the cause of a refusal.
         self.validate_thread_sharing()
         self._bgpool_note_rolled_back()
 
@@ -457,8 +460,8 @@ class SwitchoverWrapper(_Base):
             # Django rolls back.
             raise
         except BaseException:
-            # An interrupt, a time limit of Celery's: nobody knows whether it has committed. Django would keep the hooks
-            # for the next COMMIT, and use the connection while its answer is still to come.
+            # An interrupt, or a time limit of Celery: it is unknown whether it has committed. Django would keep the
+            # hooks for the next COMMIT, and use the connection while its answer is still to be received.
             if self.bgpool_source is not None:
                 self._bgpool_drop(self.autocommit)
                 self.run_on_commit = []
@@ -478,7 +481,7 @@ class _Configure:
 
     def __call__(self, connection: Any) -> None:
         wrapper = self.wrapper_class({**self.settings_dict}, self.alias)
-        # Django quotes the name of a role with a cursor of the wrapper's, which would ask the pool for a connection.
+        # Django quotes the name of a role with a cursor of the wrapper, which would request a connection from the pool.
         wrapper.connection = connection
         wrapper.bgpool_configure_connection(connection)
 
@@ -487,26 +490,26 @@ class _Configure:
 
 
 def _place_of(settings_dict: Mapping[str, Any]) -> tuple[object, ...]:
-    """Which database the settings name, and for whom."""
+    """Return the database and the user that the settings name."""
     return settings_dict["NAME"], settings_dict["HOST"], settings_dict["PORT"], settings_dict["USER"]
 
 
 def _is_past(moment: float | None) -> bool:
-    """Whether *moment*, by the monotonic clock, has come; None never does."""
+    """Return whether *moment*, on the monotonic clock, has passed; None never has."""
     return moment is not None and time.monotonic() >= moment
 
 
 def _is_of(kind: type[Exception], error: BaseException) -> bool:
-    """Whether *error*, Django's or the driver's, is one of *kind*."""
+    """Return whether *error*, Django's or the driver's, is one of *kind*."""
     return isinstance(error, kind) or isinstance(error.__cause__, kind)
 
 
-#: What Django computes once, of the settings as well; that is not worth telling apart.
+#: Values that Django computes once, including those from the settings, which need not be distinguished.
 _REMEMBERED: Final = cached_property
 
 
 def _forget(kept: object) -> None:
-    """Forget what was remembered of the server in *kept*."""
+    """Remove the cached properties of the server in *kept*."""
     for name in [*vars(kept)]:
         if isinstance(getattr(type(kept), name, None), _REMEMBERED):
             del vars(kept)[name]

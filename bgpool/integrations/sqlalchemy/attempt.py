@@ -164,7 +164,7 @@ class Attempt:
         """Return the reason why the unit cannot have its transaction on *connection*."""
         if self._connection is not None:
             return ConfigurationError(
-                f"run: the function used {_place(connection)} beside {_place(self._connection)}, and a unit of work is "
+                f"run: the function used {_place(connection)} and {_place(self._connection)}; a unit of work is "
                 "one transaction on one connection; call run once for each engine"
             )
         if getattr(connection.dialect, "bgpool_connector", None) is not self._connector:
@@ -252,7 +252,7 @@ class Attempt:
             raise cause if isinstance(cause, Error) else self._wrapped(cause) from error
 
     def _roll_back(self) -> None:
-        """Roll back: after an error in a ``commit`` listener SQLAlchemy does not. A lost connection needs no rollback."""
+        """Roll back: after an error in a ``commit`` listener SQLAlchemy does not. A lost connection needs none."""
         connection = self._connection
         if connection is not None and self._is_held():
             with contextlib.suppress(self._unit.driver_error):
@@ -275,7 +275,7 @@ class Attempt:
         return None
 
     def _is_held(self) -> bool:
-        """Return whether the attempt still holds the connection: it is back in the pool once its transaction has ended."""
+        """Return whether the attempt still has the connection: it is returned once its transaction has ended."""
         connection = self._connection
         return connection is not None and not (connection.closed or connection.invalidated)
 

@@ -249,7 +249,7 @@ def _note_entry(connection: Any, entry: ConnectionPoolEntry) -> None:
 
 
 def _in_use(connection: Any) -> bool:
-    """Return whether *connection* is in use outside its pool; also true while it is set up, or after it was detached."""
+    """Return whether *connection* is in use outside its pool, is being set up, or was detached."""
     noted = getattr(connection, "bgpool_entry", None)
     entry = noted() if noted is not None else None
     return entry is None or drivers_of(entry.dbapi_connection) is not connection or entry.in_use
@@ -262,7 +262,7 @@ def _keep_the_others(context: ExceptionContext) -> None:
 
 
 def drivers_of(connection: Any) -> Any:
-    """Return the driver's connection behind *connection*: SQLAlchemy's proxy, its adapter for asyncio, or the connection."""
+    """Return the driver's connection behind *connection*: a proxy, an adapter for asyncio, or the connection itself."""
     connection = getattr(connection, "dbapi_connection", connection)
     return getattr(connection, "driver_connection", connection)
 

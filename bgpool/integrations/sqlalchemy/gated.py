@@ -31,8 +31,8 @@ __all__ = ["GATED", "STALE", "gate", "most_connections"]
 _logger: Final = logging.getLogger("bgpool.pool")
 
 
-# The dialect of these pools is bgpool's, which SQLAlchemy does not declare. Each call of cast would cost a tenth of
-# all.
+# `Any`, because SQLAlchemy's types do not show that these pools have bgpool's dialect. The code avoids calls, because
+# each costs a tenth of the total.
 
 
 def _connect(pool: Any) -> PoolProxiedConnection:
@@ -47,7 +47,7 @@ def _connect(pool: Any) -> PoolProxiedConnection:
 
 
 def _connect_queued(pool: Any) -> PoolProxiedConnection:
-    """The same for a pool with a queue. If a switchover begins while a caller is queued, the caller queues again after it.
+    """The same for a pool with a queue. A caller that is queued when a switchover begins queues again after it.
 
     Raises:
         SwitchoverHoldTimeout, GreenHostRejected: See _connect.

@@ -61,7 +61,7 @@ class BgpoolPostgresDialect(BgpoolDialect, PGDialect_psycopg):
         return AsyncBgpoolPostgresDialect
 
     def do_ping(self, dbapi_connection: Any) -> bool:
-        """Like SQLAlchemy's, which pings in autocommit, and does not reset that if the connection looks closed afterwards."""
+        """Like SQLAlchemy's, which pings in autocommit, but reset that also if the connection then looks closed."""
         before = dbapi_connection.autocommit
         try:
             return bool(super().do_ping(dbapi_connection))  # type: ignore[no-untyped-call]  # SQLAlchemy has no types

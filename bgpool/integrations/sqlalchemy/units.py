@@ -289,7 +289,7 @@ class Runner(Generic[R]):
         idempotent: bool,
         receipt_id: str | None,
     ) -> None:
-        """Create a unit that calls *fn* with the object that *works* opens, and *args*; for the other arguments see run."""
+        """Create a unit that calls *fn* with the object that *works* opens, and *args*; the others are run's."""
         self._works: Final = works
         self._fn: Final = fn
         self._args: Final = args

@@ -1,1 +1,1 @@
-"""Django's management commands: a command line of bgpool's, as bgpool.cli is."""
+"""Django's management commands: a command line interface like bgpool.cli."""

@@ -1,4 +1,4 @@
-"""What the commands have in common: which databases they are about."""
+"""The common base of the commands: the choice of databases."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class DatabasesCommand(BaseCommand):
     requires_system_checks: Any = ()
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """--database, --json."""
+        """Add --database and --json."""
         parser.add_argument("--database", metavar="ALIAS", help="of which database; default: of all with a bg_id")
         parser.add_argument("--json", action="store_true", help="print JSON")
 
     def chosen(self, alias: str | None, **more: Any) -> dict[str, Case]:
-        """The doctor's cases of the databases that the command is about, at least one, by alias; *more* as Case has it.
+        """Return the doctor's cases of the chosen databases, at least one, by alias; for *more* see Case.
 
         Raises:
             CommandError: There is none, or its settings cannot be used.
@@ -41,8 +41,8 @@ class DatabasesCommand(BaseCommand):
         if not found:
             known = ", ".join(repr(wrapper.alias) for wrapper in ours)
             which = f"DATABASES[{alias!r}]" if alias is not None else "DATABASES"
-            told = f"; those with one are {known}" if known else '; add OPTIONS["bg_id"] with an engine of bgpool\'s'
-            raise CommandError(f"{which} has no connections of bgpool's{told}", returncode=2)
+            told = f"; those with one are {known}" if known else '; add OPTIONS["bg_id"] with a bgpool engine'
+            raise CommandError(f"{which} does not use bgpool{told}", returncode=2)
         try:
             return {wrapper.alias: case_of(wrapper, **more) for wrapper in found}
         except (ConfigurationError, ImproperlyConfigured) as error:
@@ -50,7 +50,7 @@ class DatabasesCommand(BaseCommand):
 
     @contextlib.contextmanager
     def printing(self, output: io.StringIO | None = None) -> Iterator[None]:
-        """What is printed within goes to *output*; without, to the command's standard output.
+        """Redirect what is printed in the block to *output*; without it, to the command's standard output.
 
         Raises:
             CommandError: A package of the extra ``cli`` is missing.

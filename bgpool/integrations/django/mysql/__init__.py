@@ -1,7 +1,7 @@
 """``"ENGINE": "bgpool.integrations.django.mysql"``, on PyMySQL.
 
-Django's engine imports mysqlclient when it is loaded. Where that is not installed, PyMySQL takes its name; where it is,
-nothing of it is used.
+Django's engine imports mysqlclient when it is loaded. If that is not installed, PyMySQL takes its name; if it is
+installed, it is not used.
 """
 
 from __future__ import annotations
@@ -19,5 +19,5 @@ try:
     import MySQLdb  # noqa:F401  # Django's engine imports it
 except ImportError:
     pymysql.install_as_MySQLdb()
-# Also where the application has done that itself.
+# Also if the application has already done that itself.
 keep_modules_single()

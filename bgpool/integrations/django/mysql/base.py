@@ -26,13 +26,13 @@ else:
 
 __all__ = ["DatabaseWrapper", "MysqlWrapper"]
 
-#: What PyMySQL says of a connection that is closed.
+#: The arguments of PyMySQL's error for a closed connection.
 _LOST: Final = (0, "")
 _DATES: Final = (FIELD_TYPE.DATE, FIELD_TYPE.DATETIME, FIELD_TYPE.TIMESTAMP)
 
 
 def _date_or_none(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """As *convert*, PyMySQL's for a type of dates, which returns dates that there are not, such as 0000-00-00, as text.
+    """Wrap *convert*, PyMySQL's converter of a date type, which returns invalid dates such as 0000-00-00 as text.
 
     mysqlclient returns None for them, and Django's fields expect a date or None.
     """
@@ -44,7 +44,7 @@ def _date_or_none(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return typecast
 
 
-#: As Django's, with PyMySQL's: columns of type TIME are times to Django, and not differences of times.
+#: Like Django's, with PyMySQL's: to Django, columns of type TIME are times, not time differences.
 _CONVERSIONS: Final[dict[Any, Any]] = {
     **conversions,
     **{number: _date_or_none(conversions[number]) for number in _DATES},
@@ -53,36 +53,36 @@ _CONVERSIONS: Final[dict[Any, Any]] = {
 
 
 class CursorWrapper(base.CursorWrapper):
-    """As Django's, by the errors of PyMySQL."""
+    """Like Django's, with the errors of PyMySQL."""
 
     def execute(self, query: Any, args: Any = None) -> Any:
-        """As Django's."""
+        """Like Django's."""
         return self._as_django(self.cursor.execute, query, args)
 
     def executemany(self, query: Any, args: Iterable[Any]) -> Any:
-        """As Django's."""
+        """Like Django's."""
         return self._as_django(self.cursor.executemany, query, args)
 
     def _as_django(self, call: Callable[..., Any], query: Any, args: Any) -> Any:
         try:
             return call(query, args)
         except pymysql.OperationalError as error:
-            # As in Django's: these are errors of integrity to it.
+            # Like in Django, these are integrity errors.
             if error.args and error.args[0] in self.codes_for_integrityerror:
                 raise IntegrityError(*error.args) from error
             raise
 
 
 class _ErrorWrapper(DatabaseErrorWrapper):
-    """As Django's; what is asked of a lost connection is an OperationalError, as with mysqlclient.
+    """Like Django's; a statement on a lost connection raises an OperationalError, as with mysqlclient.
 
-    PyMySQL's InterfaceError is no DatabaseError to Django: ``atomic`` would neither roll back nor close.
+    PyMySQL's InterfaceError is not a DatabaseError to Django: ``atomic`` would neither roll back nor close.
     """
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        """As Django's."""
+        """Like Django's."""
         if kind is None:
-            # The common case first: Django asks around all that a cursor does.
+            # The common case first: Django uses it around every operation of a cursor.
             return
         if kind is pymysql.InterfaceError and error.args == _LOST:
             self.wrapper.errors_occurred = True  # type: ignore[attr-defined]  # not in the stubs
@@ -94,7 +94,7 @@ class _ErrorWrapper(DatabaseErrorWrapper):
 class MysqlWrapper(SwitchoverWrapper, _Base):
     """Mixed in before a DatabaseWrapper for MySQL.
 
-    Whatever Django does through the module that it has imported as the driver is done here by PyMySQL.
+    PyMySQL does here all that Django does through the module that it has imported as the driver.
     """
 
     bgpool_engine: ClassVar[Engine] = Engine.MYSQL
@@ -102,23 +102,23 @@ class MysqlWrapper(SwitchoverWrapper, _Base):
 
     @cached_property
     def wrap_database_errors(self) -> DatabaseErrorWrapper:
-        """As Django's, by the errors of PyMySQL."""
+        """Like Django's, with the errors of PyMySQL."""
         return _ErrorWrapper(self)
 
     def get_connection_params(self) -> dict[str, Any]:
-        """As Django's, in PyMySQL's terms."""
+        """Like Django's, in PyMySQL's terms."""
         params = super().get_connection_params()
         params.pop("pool", None)
         if "conv" not in self.settings_dict["OPTIONS"]:
             params["conv"] = _CONVERSIONS
-        # Django's own is lost where the settings have one: save() counts rows that were found, changed or not.
+        # Django's own flag is lost if the settings have one: save() counts rows that were found, changed or not.
         params["client_flag"] = _with_found_rows(params["client_flag"])
-        # Else PyMySQL would turn it off when it connects, and Django on again.
+        # Otherwise PyMySQL would turn it off when it connects, and Django on again.
         params.setdefault("autocommit", True)
         return params
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
-        """A connection of bgpool's, or of PyMySQL's where bgpool is not wanted."""
+        """Return a connection of bgpool, or of PyMySQL if the settings do not enable bgpool."""
         source = self.bgpool_find(conn_params)
         if source is None:
             return pymysql.connect(**conn_params)
@@ -128,7 +128,7 @@ class MysqlWrapper(SwitchoverWrapper, _Base):
         return connection
 
     def init_connection_state(self) -> None:
-        """As Django's, which sends all of it in one: the server takes several statements only where it was told to."""
+        """Like Django's, but one by one: the server accepts several statements at once only if that was enabled."""
         BaseDatabaseWrapper.init_connection_state(self)
         if self.pool:
             return
@@ -137,7 +137,7 @@ class MysqlWrapper(SwitchoverWrapper, _Base):
                 cursor.execute(statement)
 
     def _assignments(self, *, auto_is_null: bool) -> Iterator[str]:
-        """What a session is set to; *auto_is_null* where that is or may be on."""
+        """Return the assignments for a session; *auto_is_null* if that is or may be on."""
         if auto_is_null:
             yield "SET SQL_AUTO_IS_NULL = 0"
         if self.isolation_level:
@@ -147,15 +147,15 @@ class MysqlWrapper(SwitchoverWrapper, _Base):
         return self.isolation_level
 
     def bgpool_configure_connection(self, connection: Any) -> None:
-        """As SwitchoverWrapper says."""
+        """See SwitchoverWrapper."""
         self.get_connection_params()  # reads the isolation level
         with connection.cursor() as cursor:
-            # Whether it is on is asked on a connection of the wrapper's, which would wait for this one.
+            # Django queries whether it is on with a connection of the wrapper, which would wait for this one.
             for statement in self._assignments(auto_is_null=True):
                 cursor.execute(statement)
 
     def create_cursor(self, name: str | None = None) -> Any:
-        """As Django's, or as the backend's that the mixin is before."""
+        """Like Django's, or like that of the backend that the mixin precedes."""
         cursor: Any = super().create_cursor(name)
         return CursorWrapper(cursor.cursor) if type(cursor) is base.CursorWrapper else cursor
 
@@ -163,7 +163,7 @@ class MysqlWrapper(SwitchoverWrapper, _Base):
         BaseDatabaseWrapper._rollback(self)  # type: ignore[attr-defined]  # not in the stubs
 
     def is_usable(self) -> bool:
-        """As Django's; PyMySQL must not connect again by itself."""
+        """Like Django's; PyMySQL must not reconnect by itself."""
         if not self.bgpool_may_be_asked():
             return False
         try:
@@ -174,10 +174,10 @@ class MysqlWrapper(SwitchoverWrapper, _Base):
 
 
 def _with_found_rows(flags: Any) -> Any:
-    """*flags*, a number or its text, with FOUND_ROWS. What is neither is refused when a connection is made."""
+    """Return *flags*, a number or its text, with FOUND_ROWS. Other values are refused when a connection is opened."""
     text = str(flags)
     return int(text) | CLIENT.FOUND_ROWS if text.isdecimal() else flags
 
 
 class DatabaseWrapper(MysqlWrapper, base.DatabaseWrapper):
-    """Django's DatabaseWrapper on connections of bgpool's."""
+    """Django's DatabaseWrapper on bgpool's connections."""

@@ -10,4 +10,4 @@ __all__ = ["DatabaseWrapper"]
 
 
 class DatabaseWrapper(PostgresWrapper, base.DatabaseWrapper):
-    """GeoDjango's DatabaseWrapper on connections of bgpool's."""
+    """GeoDjango's DatabaseWrapper on bgpool's connections."""

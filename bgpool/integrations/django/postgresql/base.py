@@ -10,4 +10,4 @@ __all__ = ["DatabaseWrapper"]
 
 
 class DatabaseWrapper(PostgresWrapper, base.DatabaseWrapper):
-    """Django's DatabaseWrapper on connections of bgpool's."""
+    """Django's DatabaseWrapper on bgpool's connections."""

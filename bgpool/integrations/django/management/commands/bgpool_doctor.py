@@ -1,4 +1,4 @@
-"""``manage.py bgpool_doctor``: every prerequisite of a switchover, with the settings' own parameters."""
+"""``manage.py bgpool_doctor``: every prerequisite of a switchover, with the parameters of the settings."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["Command"]
 
 
 class Command(DatabasesCommand):
-    """As ``bgpool doctor`` with the DSN that the settings come to, and with no secret in the process list."""
+    """Like ``bgpool doctor`` with the DSN that results from the settings, and with no secret in the process list."""
 
     help = "Check every prerequisite of a switchover on both sides, and say what to do. Changes nothing."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Those of all, and those of ``bgpool doctor``."""
+        """Add the common arguments, and those of ``bgpool doctor``."""
         super().add_arguments(parser)
         parser.add_argument("--workers", type=int, metavar="N", help="processes with connections, on all hosts")
         parser.add_argument("--max-size", type=int, metavar="N", help="connections of each of them")
@@ -29,7 +29,7 @@ class Command(DatabasesCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Print what was found; the exit status is that of ``bgpool doctor``."""
+        """Print the findings; the exit status is that of ``bgpool doctor``."""
         del args
         more = {
             "processes": options["workers"],

@@ -1,4 +1,4 @@
-"""``manage.py bgpool_status``: what this host knows of the deployments that the settings name."""
+"""``manage.py bgpool_status``: the state on this host of the deployments that the settings name."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ __all__ = ["Command"]
 
 
 class Command(DatabasesCommand):
-    """As ``bgpool status``, for the bg_ids and run directories of the settings."""
+    """Like ``bgpool status``, for the bg_ids and run directories of the settings."""
 
     help = status.SUMMARY
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Those of all, and --ready."""
+        """Add the common arguments, and --ready."""
         super().add_arguments(parser)
         parser.add_argument("--ready", action="store_true", help="say whether this host may be switched over")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Print it; the exit status is that of ``bgpool status``."""
+        """Print the state; the exit status is that of ``bgpool status``."""
         del args
         cases = self.chosen(options["database"]).values()
         flags = [f"--{name}" for name in ("json", "ready") if options[name]]
-        # In the order of the settings, and each once.
+        # In the order of the settings, without duplicates.
         deployments = dict.fromkeys((case.settings.bg_id, str(case.run_dir)) for case in cases)
         output = io.StringIO()
         with self.printing(output if options["json"] else None):
             ended = [status.main([f"--bg-id={bg_id}", f"--run-dir={where}", *flags]) for bg_id, where in deployments]
         if options["json"]:
-            # One list, as one call of ``bgpool status`` prints it.
+            # One list, like the output of a single ``bgpool status``.
             self.stdout.write(json.dumps(list(itertools.chain(*_values(output.getvalue()))), indent=1))
         if any(ended):
             sys.exit(max(ended))
 
 
 def _values(text: str) -> Iterator[list[Any]]:
-    """The lists that *text* holds, one after the other."""
+    """Yield the JSON lists in *text*, one after the other."""
     decoder = json.JSONDecoder()
     while text := text.lstrip():
         value, end = decoder.raw_decode(text)
