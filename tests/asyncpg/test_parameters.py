@@ -47,7 +47,7 @@ def made(*args: Any, **options: Any) -> bg.Pool:
         ({"ssl": 3}, "ssl=3: an sslmode as text, an ssl.SSLContext, True or False is allowed"),
         ({"password": 3}, "password: a string or a callable"),
         ({"timeout": "1"}, "timeout='1': a number of seconds from 0"),
-        ({"dsn": f"{DSN}?require_auth=scram-sha-256"}, "require_auth is a parameter of libpq that asyncpg has nothing"),
+        ({"dsn": f"{DSN}?require_auth=scram-sha-256"}, "require_auth is a libpq parameter without an equivalent"),
         ({"dsn": f"{DSN}?channel_binding=require"}, "with asyncpg prefer or disable is allowed"),
         ({"dsn": f"{DSN}?sslmode=verify-full&sslrootcert=/nowhere/ca.pem"}, "sslrootcert='/nowhere/ca.pem' cannot be"),
         ({"dsn": "mysql://app@ledger.test/app"}, "postgresql:// is allowed"),

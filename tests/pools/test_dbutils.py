@@ -122,7 +122,7 @@ def test_close_returns_the_connection_and_is_final_for_its_user(make: Make) -> N
     assert session(second) == was
     assert (first.closed, second.closed) == (True, False)
     for late in (first.cursor, lambda: first.commit(), lambda: first.begin(), lambda: session(first)):
-        with pytest.raises(dbutils.pooled_db.InvalidConnectionError, match="given back"):
+        with pytest.raises(dbutils.pooled_db.InvalidConnectionError, match="returned by close"):
             late()
     with pytest.raises(pymysql.err.InterfaceError):
         cursor.execute("SELECT 1")
