@@ -71,7 +71,7 @@ class AnyConnector(ConnectionSource[C]):
         for name in PLACE:
             if name in kwargs:
                 raise ConfigurationError(
-                    f"{name}: a connector goes to one endpoint; make another one for another server"
+                    f"{name}: a connector goes to one endpoint; create another connector for another server"
                 )
         static = self._recipe.options.get("kwargs") or {}
         params = {**(static() if callable(static) else static), **kwargs}

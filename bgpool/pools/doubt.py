@@ -20,7 +20,7 @@ __all__ = [
 NO_DOUBT: Final = ""
 DURING_COMMIT: Final = "was cut during COMMIT; find out whether it took effect"
 IN_AUTOCOMMIT: Final = "was cut in autocommit; find out whether the statement took effect"
-IN_PIPELINE: Final = "cut a pipeline that may have committed; find out what of it took effect"
+IN_PIPELINE: Final = "cut a pipeline that may have committed; find out which part of it took effect"
 COMMITTED_BEFORE: Final = (
     "stopped executemany() in autocommit, where each of its statements commits by itself, and some of them have; find "
     "out which took effect"

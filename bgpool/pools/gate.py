@@ -196,7 +196,7 @@ class Gate:
                         return reading, decision
                     until_ns, reason = min(until_ns, self._refused_until_ns), "because its server takes no writes yet"
                 if self.closed:
-                    raise self._like(None, PoolClosed, self._text(reading, "holds no callers: the pool is closed"))
+                    raise self._like(None, PoolClosed, self._text(reading, "cannot be used: the pool is closed"))
                 waited_s = (now_ns() - started_ns) / 1e9
                 left_s = longest_s - waited_s
                 if left_s <= 0:

@@ -243,7 +243,7 @@ class Generation:
         if self.inherited or not (connection.bgpool_lent or connection.bgpool_is_open):
             return
         if not connection.bgpool_lent:
-            raise ValueError(f"{connection!r} was given back before")
+            raise ValueError(f"{connection!r} was returned before")
         if connection.bgpool_unfit:
             await connection.bgpool_asettle_refusal()
         if connection.bgpool_unfit:
@@ -460,7 +460,7 @@ class Generation:
 
     def explain_read_only(self, error: Exception) -> Exception:
         """Return the caller's error for a write that a read-only server refused in a switchover."""
-        text = self._recipe.gate.describe("takes no writes any more; the transaction did not commit, run it again")
+        text = self._recipe.gate.describe("no longer takes writes; the transaction did not commit, run it again")
         return self._counted(error, SwitchoverInterrupted, text)
 
     def _counted(self, error: Exception | None, kind: type[Exception], text: str) -> Exception:

@@ -242,8 +242,8 @@ def running_loop() -> asyncio.AbstractEventLoop:
         return asyncio.get_running_loop()
     except RuntimeError:
         raise ConfigurationError(
-            "an async pool or engine is used inside of a running event loop of asyncio, uvloop included; there is none "
-            "here, and that of another library, such as trio, does not count"
+            "an async pool or engine must be used inside of a running event loop of asyncio, uvloop included; there is "
+            "none here, and a loop of another library, such as trio, does not count"
         ) from None
 
 

@@ -161,7 +161,7 @@ class Pool(BlockingSource[C], AnyPool[C]):
         except AttributeError:
             raise ValueError(f"{conn!r} was not checked out from {self!r}") from None
         if generation.awaits:
-            raise ValueError(f"{conn!r} is of an async pool: give it back there, with await")
+            raise ValueError(f"{conn!r} belongs to an async pool: return it there, with await")
         if returned.bgpool_lent and generation.live[0] and not returned.bgpool_unfit:
             # Before it is kept, because it may be the next user's from then on.
             returned.bgpool_lent = False

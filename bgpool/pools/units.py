@@ -81,8 +81,8 @@ class Outcome(Enum):
 
     COMMITTED = "committed"
     NOT_COMMITTED = "not committed"
-    PENDING = "the server is still at it"
-    UNKNOWN = "the server cannot tell"
+    PENDING = "still in progress"
+    UNKNOWN = "unknown"
 
 
 class Lender(Protocol[C]):
@@ -721,7 +721,7 @@ class Unit(ABC, Generic[C, R]):
                     raise
                 if not self.is_tables(error):
                     return False
-                why = f"cannot be looked at: {first_line(error)}"
+                why = f"cannot be checked: {first_line(error)}"
             if why:
                 receipts.refuse(generation, why)
             else:
@@ -760,7 +760,7 @@ class Unit(ABC, Generic[C, R]):
                 if writer := await self.awriter(connection):
                     raise KeyTaken(writer)
                 # A trigger, another unique index or a policy changes what is inserted, so the table proves nothing.
-                self._refuse(connection, "takes a receipt and does not have it afterwards")
+                self._refuse(connection, "accepts a receipt but does not contain it afterwards")
                 if cut is not None:
                     raise Undecided
                 self._is_claiming = False
@@ -902,7 +902,7 @@ def transactional(
     if not callable(getattr(pool, "run", None)):
         raise ConfigurationError(
             f"transactional: pool={kind_of(pool)}; a pool of get_pool or get_async_pool is allowed "
-            "(SQLAlchemy's and Django's transactional are those of bgpool.integrations)"
+            "(for SQLAlchemy and Django, use transactional of bgpool.integrations)"
         )
     check_chooser(receipt_id)
 
@@ -949,8 +949,8 @@ def plain(fn: Callable[..., object], result: R) -> R:
         name = result.__qualname__
         result.close()
         raise TypeError(
-            f"{name} is asynchronous, and run awaits nothing: give it a plain function; those that await are run of "
-            "get_async_pool, and arun of SQLAlchemy's integration"
+            f"{name} is asynchronous, but run does not await: give it a plain function, or use run of get_async_pool's "
+            "pools, or arun of SQLAlchemy's integration"
         )
     if inspect.isgenerator(result) or inspect.isasyncgen(result):
         code = result.gi_code if inspect.isgenerator(result) else result.ag_code

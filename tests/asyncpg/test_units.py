@@ -259,7 +259,7 @@ def test_a_refused_write_that_the_function_swallows_is_an_interruption(
             deployment.phase(Phase.IN_PROGRESS)
             asyncio.get_running_loop().call_later(0.3, deployment.release)
             work.calls += 1
-            with pytest.raises(bg.SwitchoverInterrupted, match="takes no writes"):
+            with pytest.raises(bg.SwitchoverInterrupted, match="no longer takes writes"):
                 await connection.execute("INSERT INTO ledger (worker, thread, n) VALUES (79, 0, 0)")
             return "call 1"
         return await work(connection)

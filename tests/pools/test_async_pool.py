@@ -754,12 +754,12 @@ def test_a_connection_goes_back_to_a_pool_of_its_kind_in_its_own_loop(
 
         async def main() -> None:
             conn, other = await pool.getconn(), threads.getconn()
-            with pytest.raises(ValueError, match=r"is of an async pool: give it back there, with await"):
+            with pytest.raises(ValueError, match=r"belongs to an async pool: return it there, with await"):
                 threads.putconn(conn)
             with pytest.raises(ValueError, match=r"was not checked out from <AsyncPool"):
                 await pool.putconn(other)
             threads.putconn(other)
-            with pytest.raises(ValueError, match=r"is of another event loop: give it back there"):
+            with pytest.raises(ValueError, match=r"belongs to another event loop: return it there"):
                 await asyncio.to_thread(asyncio.run, pool.putconn(conn))
             waiting = asyncio.create_task(session(pool))
             await until(lambda: pool.stats().waiting)

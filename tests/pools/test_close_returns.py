@@ -139,7 +139,7 @@ def test_the_drivers_own_putconn_returns(make_pool: MakePool) -> None:
         inner.putconn(conn)
         with pytest.raises(ValueError, match="not checked out"):
             inner.putconn(object())
-        with pytest.raises(ValueError, match="given back before"):
+        with pytest.raises(ValueError, match="returned before"):
             pool.putconn(conn)
 
 

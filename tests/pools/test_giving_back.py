@@ -59,7 +59,7 @@ def test_returning_a_connection_twice_is_refused(make_pool: MakePool) -> None:
     pool = make_pool(max_size=1)
     conn = pool.getconn()
     pool.putconn(conn)
-    with pytest.raises(ValueError, match="given back before"):
+    with pytest.raises(ValueError, match="returned before"):
         pool.putconn(conn)
 
 

@@ -62,7 +62,7 @@ class AsyncpgUnit(PostgresUnit[Any, R]):
                 failed = asyncpg.InFailedSQLTransactionError(_FAILED)
                 if not aware.bgpool_refused:
                     raise failed from None
-                text = self._gate.describe("takes no writes any more; run the transaction again")
+                text = self._gate.describe("no longer takes writes; run the transaction again")
                 refusal = asyncpg.ReadOnlySQLTransactionError(_FAILED)
                 raise self.like(refusal, errors.SwitchoverInterrupted, text) from failed
         await super().afinish(connection, result)

@@ -147,7 +147,7 @@ class MysqlConnection(Exchange):
         """
         if self._unanswered:
             # An interrupt came in between. The next user would take the answer for that of its own statement.
-            raise ProgrammingError("an answer was not waited for")
+            raise ProgrammingError("an answer was not read")
         if self._result is not None and self._result.unbuffered_active:
             # The rest of the result may have no end.
             raise ProgrammingError("a result was left unread")
@@ -225,7 +225,7 @@ class MysqlConnection(Exchange):
         if reconnect and not self.open:
             raise InterfaceError(0, "a pooled connection is not reconnected; check out a new one")
         if self.bgpool_is_open and not self.open and not self._is_inherited():
-            raise OperationalError(CR.CR_SERVER_GONE_ERROR, "the connection is not to be used; check out a new one")
+            raise OperationalError(CR.CR_SERVER_GONE_ERROR, "the connection is no longer fit; check out a new one")
         self._execute_command(COMMAND.COM_PING, "")
         self._read_ok_packet()
 

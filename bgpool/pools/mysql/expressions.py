@@ -25,7 +25,7 @@ class Cleaned(NamedTuple):
     sql: str
     raw: str
     is_clear: bool
-    """Nothing is left that could be read in two ways, or that servers execute (``/*! */``)."""
+    """True if no part could be read in two ways, and servers execute no part of a comment (``/*! */``)."""
 
 
 # The meaning of a backslash in double quotes depends on ANSI_QUOTES, too. Such a string is left as it is, so the text

@@ -118,7 +118,7 @@ def misfit(row: Sequence[Any] | None) -> str:
         return "does not exist, or no right on it is granted"
     engine, id_chars, collation, kind, unit_chars, keys, _ = row
     if str(engine).lower() != "innodb":
-        return f"is of the engine {engine}: it has to be InnoDB, whose rows are rolled back"
+        return f"is of the engine {engine}: it must be InnoDB, whose rows are rolled back"
     is_exact = kind in ("varbinary",) or str(collation or "").endswith("_bin")
     if int(id_chars or 0) < RECEIPT_ID_CHARS or not is_exact:
         return f"has no column id varchar({RECEIPT_ID_CHARS}) COLLATE ascii_bin"

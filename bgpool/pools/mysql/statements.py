@@ -36,15 +36,15 @@ class Effect(IntEnum):
     NOTHING = 0
     """It commits nothing, and writes nothing that outlives the session."""
     WRITES = 1
-    """It writes, in the open transaction; without one, in autocommit, it commits what it has written."""
+    """It writes, in the open transaction; without one, in autocommit, it commits its writes."""
     ENDS = 2
-    """It commits the open transaction, or begins one; where none is open it commits nothing."""
+    """It commits the open transaction, or begins one; if none is open, it commits nothing."""
     COMMIT = 3
     """COMMIT, or XA COMMIT in one phase."""
     TWO_PHASE = 4
     """It prepares an XA transaction, or ends a prepared one, which outlives the connection."""
     ANYTHING = 5
-    """Whatever it likes: DDL, a procedure, several statements, what is not known."""
+    """Anything: DDL, a procedure, several statements, or a statement that is not recognized."""
 
 
 #: Statements with these first words never commit, if they are one statement.

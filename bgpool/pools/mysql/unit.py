@@ -275,7 +275,7 @@ class MysqlUnit(Unit[MysqlConnection, R]):
         if connection.bgpool_in_doubt is not None or not (connection.bgpool_is_open or connection._closed):
             raise self._interrupted("cut the transaction, and the function went on; it did not commit, run it again")
         if connection.bgpool_refused:
-            raise self._interrupted("takes no writes any more; run the transaction again")
+            raise self._interrupted("no longer takes writes; run the transaction again")
 
     def _interrupted(self, text: str) -> Exception:
         return like(pymysql.InterfaceError(), SwitchoverInterrupted, self._gate.describe(text))

@@ -98,7 +98,7 @@ class AsyncPool(LoopSource[Connection], AnyPool[Connection]):
             raise ValueError(f"{conn!r} was not checked out from {self!r}") from None
         if loop is not asyncio.get_running_loop() and not (loop.is_closed() or generation.inherited):
             # psycopg_pool would not wake any task that waits for it there.
-            raise ValueError(f"{conn!r} is of another event loop: give it back there")
+            raise ValueError(f"{conn!r} belongs to another event loop: return it there")
         if returned.bgpool_lent and generation.live[0] and not returned.bgpool_unfit:
             # Before it is kept, because it may be the next user's from then on.
             returned.bgpool_lent = False

@@ -40,7 +40,7 @@ Gen: TypeAlias = Any
 class Kind(Enum):
     """The commands that a generator sends."""
 
-    NOTHING = "nothing that commits, in autocommit neither"
+    NOTHING = "nothing that commits, not even in autocommit"
     BEGIN = "BEGIN or SAVEPOINT"
     ROLLBACK = "ROLLBACK"
     COMMIT = "COMMIT"
@@ -48,7 +48,7 @@ class Kind(Enum):
     TWO_PHASE = "PREPARE TRANSACTION, COMMIT PREPARED or ROLLBACK PREPARED"
     STATEMENT = "a statement of the user's, or several; psycopg begins a transaction for it unless in autocommit"
     ONE_STATEMENT = "the same, and no COMMIT can be in it"
-    PIPELINE = "whatever a pipeline has queued"
+    PIPELINE = "the commands that a pipeline has queued"
 
 
 #: Every generator that psycopg passes to Connection.wait, by its qualified name.

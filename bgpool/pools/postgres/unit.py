@@ -386,7 +386,7 @@ class PostgresUnit(Unit[C, R]):
             text = "cut the transaction, and the function went on; it did not commit, run it again"
             raise SwitchoverInterrupted(self._gate.describe(text))
         if aware.bgpool_refused and connection.pgconn.transaction_status == TransactionStatus.INERROR:
-            text = self._gate.describe("takes no writes any more; run the transaction again")
+            text = self._gate.describe("no longer takes writes; run the transaction again")
             raise like(psycopg.errors.ReadOnlySqlTransaction(), SwitchoverInterrupted, text) from _failed()
 
 
