@@ -56,7 +56,7 @@ def test_held_callers_leave_the_loop_alone_and_cancelled_ones_leave_nothing(
     asyncio.run(main())
 
 
-def test_what_is_idle_is_cut_at_once_and_what_is_in_use_after_the_grace(
+def test_idle_connections_are_cut_at_once_and_others_after_the_grace(
     make_connector: MakeConnector, deployment: Deployment
 ) -> None:
     connector = make_connector(bg_drain_timeout_ms=3000)
@@ -100,7 +100,9 @@ def test_a_connection_is_fit_in_its_own_loop_alone(make_connector: MakeConnector
     assert connector.usage().served == 2
 
 
-def test_a_hold_ends_and_so_does_the_connector(make_connector: MakeConnector, deployment: Deployment) -> None:
+def test_a_hold_ends_at_its_timeout_and_a_closed_connector_is_refused(
+    make_connector: MakeConnector, deployment: Deployment
+) -> None:
     connector = make_connector(bg_connect_timeout_ms=100)
     with pytest.raises(ConfigurationError, match="host: a connector goes to one endpoint"):
         asyncio.run(connector.aconnect(host="elsewhere"))

@@ -1,4 +1,4 @@
-"""One process for the monitors of all deployments of an application: its members, and the fate of the others."""
+"""One process runs the monitors of all deployments of an application; incompatible monitors get separate processes."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def test_a_deployment_that_is_deleted_at_once_is_kept(files: RunFiles, table: Ta
     assert samples.read(files, 40 * S).workers
 
 
-def test_nothing_is_kept_without_a_switchover_or_a_valid_term(files: RunFiles, table: Table) -> None:
+def test_nothing_is_kept_without_a_switchover_or_by_a_former_monitor(files: RunFiles, table: Table) -> None:
     play(Sampler(files, lambda: True), table, 99)
     play(Sampler(files, lambda: False), table, 120)
     assert files.all_samples() == []

@@ -35,7 +35,7 @@ START_S: Final = 40.0
 STOP_S: Final = 20.0
 #: The time that a slow machine has to meet its quota after the switchover.
 QUOTA_S: Final = 40.0
-#: The number of concurrent tasks. Each task writes its own slot; a task that ends is followed by the next one.
+#: Each task has its own slot. Slot n continues the series of answers of slot n - SLOTS, whose task has ended by then.
 SLOTS: Final = 4
 #: Slots from this number on belong to a parent, which writes once before its children and once after them.
 PARENTS_SLOTS: Final = 9998
