@@ -42,7 +42,7 @@ def list_scenarios(*, as_json: bool) -> None:
     table.add_column("scenario", no_wrap=True)
     table.add_column("what happens")
     for scenario in CATALOGUE.values():
-        table.add_row(scenario.name, scenario.told)
+        table.add_row(scenario.name, scenario.description)
     make_console().print(table)
 
 

@@ -87,7 +87,7 @@ class MysqlProxy:
         # Protected by the lock: no session begins once closed.
         self._closed = False
         self._sessions: Final[set[_Session]] = set()
-        self._acceptor: Final = threading.Thread(target=self._accept, name=f"bgpool-lab-relay-{name}", daemon=True)
+        self._acceptor: Final = threading.Thread(target=self._accept, name=f"bgpool-lab-proxy-{name}", daemon=True)
         self._acceptor.start()
 
     def close(self) -> None:
@@ -131,9 +131,9 @@ class MysqlProxy:
 class _Session(threading.Thread):
     """One client and its connection to the server."""
 
-    def __init__(self, relay: MysqlProxy, client: socket.socket, host: str) -> None:
-        super().__init__(name=f"bgpool-lab-relay-{relay.name}-client", daemon=True)
-        self._relay: Final = relay
+    def __init__(self, proxy: MysqlProxy, client: socket.socket, host: str) -> None:
+        super().__init__(name=f"bgpool-lab-proxy-{proxy.name}-client", daemon=True)
+        self._proxy: Final = proxy
         self._host: Final = host
         self._lock: Final = threading.Lock()
         # Protected by the lock: a socket that is added after the cut would stay open.
@@ -152,17 +152,17 @@ class _Session(threading.Thread):
         try:
             self._serve(self._sockets[0])
         except (OSError, ValueError, IndexError, struct.error) as error:  # ssl.SSLError is an OSError
-            log.debug("%s: %s", self._relay.name, error)
+            log.debug("%s: %s", self._proxy.name, error)
         finally:
             with self._lock:
                 self._cut = True
                 for sock in self._sockets:
                     _shut_down(sock)
                     sock.close()
-            self._relay.forget(self)
+            self._proxy.forget(self)
 
     def _serve(self, client: socket.socket) -> None:
-        context = self._relay.context
+        context = self._proxy.context
         _prepare(client)
         backend = self._connect()
         said = hear(backend, client)
@@ -180,10 +180,10 @@ class _Session(threading.Thread):
                 backend.sendall(Packet(1, tls_request(login.payload)).encode())
                 backend = self._encrypt(1, UNVERIFIED, server_side=False)
         if self._authenticate(client, backend, greeting, login):
-            splice(client, backend, Rewriter(self._relay.rewrite))
+            splice(client, backend, Rewriter(self._proxy.rewrite))
 
     def _connect(self) -> socket.socket:
-        backend = socket.create_connection(self._relay.backend, CONNECT_TIMEOUT_S)
+        backend = socket.create_connection(self._proxy.backend, CONNECT_TIMEOUT_S)
         with self._lock:
             if self._cut:
                 backend.close()
@@ -204,11 +204,11 @@ class _Session(threading.Thread):
 
     def _authenticate(self, client: socket.socket, backend: socket.socket, greeting: Greeting, login: Packet) -> bool:
         """Return whether the client may log in; in either case the client has received the answer."""
-        check, user = self._relay.check, user_of(login.payload)
-        if check is None or user not in self._relay.users:
+        check, user = self._proxy.check, user_of(login.payload)
+        if check is None or user not in self._proxy.users:
             return pass_on(client, backend, login)
         last = ask_for_token(client, login, user, self._host, check)
-        return last is not None and log_in(client, backend, greeting, login, last, self._relay.users[user])
+        return last is not None and log_in(client, backend, greeting, login, last, self._proxy.users[user])
 
 
 def _prepare(sock: socket.socket) -> None:

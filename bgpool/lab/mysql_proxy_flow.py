@@ -14,7 +14,7 @@ from bgpool.lab.mysql_proxy_wire import FULL_PACKET, HEADER, Packet, length_and_
 
 __all__ = ["Rewriter", "splice"]
 
-RELAY_BYTES: Final = 65536
+FORWARD_BYTES: Final = 65536
 WAITING_BYTES: Final = 1 << 20
 """The largest amount of data of one side that the other has not received before reading pauses."""
 
@@ -94,12 +94,12 @@ class _Flow:
         """Read and write all that is possible without waiting."""
         if self.listening:
             with contextlib.suppress(*NOT_NOW):
-                data = self.source.recv(RELAY_BYTES)
+                data = self.source.recv(FORWARD_BYTES)
                 self._ended = not data
                 self.waiting.extend(self._convert(data))
         if self.waiting:
             with contextlib.suppress(*NOT_NOW):
-                del self.waiting[: self.sink.send(self.waiting[:RELAY_BYTES])]
+                del self.waiting[: self.sink.send(self.waiting[:FORWARD_BYTES])]
 
 
 def splice(client: socket.socket, backend: socket.socket, rewriter: Rewriter) -> None:

@@ -243,9 +243,9 @@ class MysqlFactory(ServerFactory):
         if not self.has_frontends(tls=authority is not None):
             return {}
         owner = self._setup.owner
-        relays: dict[str, MysqlProxy] = {}
+        proxies: dict[str, MysqlProxy] = {}
         for server in servers:
-            relays[server.key] = relay = MysqlProxy(
+            proxies[server.key] = proxy = MysqlProxy(
                 server.name,
                 address=server.address,
                 port=port,
@@ -255,8 +255,8 @@ class MysqlFactory(ServerFactory):
                 check=partial(tokens.accepts, server.key) if tokens is not None else None,
                 users={owner: self._setup.passwords[owner]} if tokens is not None else {},
             )
-            stack.callback(relay.close)
-        return relays
+            stack.callback(proxy.close)
+        return proxies
 
 
 AURORA_NAMES: Final = {

@@ -25,7 +25,7 @@ SSL_REQUEST, GSS_REQUEST = 80877103, 80877104
 """The codes with which a PostgreSQL client requests encryption before it sends anything else."""
 
 HANDSHAKE_TIMEOUT_S: Final = 5.0
-RELAY_BYTES: Final = 65536
+FORWARD_BYTES: Final = 65536
 
 
 class Authority:
@@ -92,7 +92,7 @@ class TlsProxy:
             backend = socket.create_connection((self._server.address, self._server.port))
             client.settimeout(None)
             backend.sendall(first)
-            _relay(client, backend)
+            _forward(client, backend)
         # ssl.SSLError is an OSError: a client that rejects the certificate. close() may close a socket during a wait.
         except (OSError, ValueError) as error:
             log.debug("%s: %s", self._server.name, error)
@@ -124,14 +124,14 @@ def _hang_up(sock: socket.socket) -> None:
     sock.close()
 
 
-def _relay(client: socket.socket, backend: socket.socket) -> None:
+def _forward(client: socket.socket, backend: socket.socket) -> None:
     """Forward data of both sides until one closes the connection."""
     other = {client: backend, backend: client}
     while True:
         # Data that TLS has decrypted already do not show on the socket.
         pending = isinstance(client, ssl.SSLSocket) and client.pending()
         for sock in [client] if pending else select.select([client, backend], [], [])[0]:
-            data = sock.recv(RELAY_BYTES)
+            data = sock.recv(FORWARD_BYTES)
             if not data:
                 return
             other[sock].sendall(data)

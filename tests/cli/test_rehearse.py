@@ -382,7 +382,7 @@ def server(port: int, load: Load) -> Iterator[http.server.ThreadingHTTPServer]:
 
 def test_nothing_counts_before_it_is_to(load: Load) -> None:
     load.start()
-    wait_until(lambda: "refused" in load.said)
+    wait_until(lambda: "refused" in load.last_error)
     load.stop()
     assert (load.answers, load.answered, load.failed, load.longest_gap_s) == (False, 0, 0, 0.0)
 
@@ -439,9 +439,9 @@ def test_only_what_was_asked_for_since_the_beginning_counts() -> None:
     seen = ProcessHistory()
     seen.take(1.0, Usage(served=7, failed=1), {})
     seen.begin()
-    assert seen.told(1, "there").checkouts == 0
+    assert seen.summary(1, "there").checkouts == 0
     seen.take(2.0, Usage(served=9, failed=2), {})
-    assert seen.told(1, "there").checkouts == 3
+    assert seen.summary(1, "there").checkouts == 3
 
 
 @pytest.mark.parametrize(
@@ -463,7 +463,7 @@ def test_how_long_somebody_was_held(rows: list[tuple[float, int]], moments: Mapp
     seen = ProcessHistory()
     for at_s, held in rows:
         seen.take(at_s, Usage(held=held), moments)
-    told = seen.told(1, "there")
+    told = seen.summary(1, "there")
     assert told.held_s == pytest.approx(held_s, abs=0.02)
     assert told.most_held == max(held for _, held in rows)
 

@@ -214,7 +214,7 @@ def descriptors() -> int:
 
 
 def relay_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("bgpool-lab-relay")]
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("bgpool-lab-proxy")]
 
 
 def verified(authority: Authority, name: str) -> dict[str, Any]:

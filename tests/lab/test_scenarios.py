@@ -186,7 +186,7 @@ def test_every_chapter_is_played() -> None:
 def test_the_catalogue_is_documented() -> None:
     text = (Path(__file__).parents[2] / "docs" / "lab.md").read_text(encoding="utf-8")
     for name, scenario in CATALOGUE.items():
-        assert f"| `{name}` | {scenario.told} |" in text
+        assert f"| `{name}` | {scenario.description} |" in text
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:

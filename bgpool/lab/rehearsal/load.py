@@ -45,7 +45,7 @@ class Load:
         self._halt: Final = threading.Event()
         self._lock: Final = threading.Lock()  # protects the following attributes
         self._counting_since_s = float("inf")
-        self._said = ""
+        self._last_error = ""
         self._answered_ever = False
         self.answered = 0
         self.failed = 0
@@ -58,9 +58,9 @@ class Load:
         return self._answered_ever
 
     @property
-    def said(self) -> str:
+    def last_error(self) -> str:
         """The failure of the last request that failed; empty if none did."""
-        return self._said
+        return self._last_error
 
     @property
     def longest_gap_s(self) -> float:
@@ -95,7 +95,7 @@ class Load:
 
     # -- for the clients -----------------------------------------------------------------------------------------
 
-    def ask(self) -> str:
+    def request(self) -> str:
         """Make one request; return its failure, or an empty text."""
         connection = http.client.HTTPConnection(self._host, self._port, timeout=REQUEST_TIMEOUT_S)
         try:
@@ -115,7 +115,7 @@ class Load:
         """Record the end of a request that began at *began_s*."""
         with self._lock:
             self._answered_ever |= not wrong
-            self._said = wrong or self._said
+            self._last_error = wrong or self._last_error
             if began_s < self._counting_since_s:
                 return
             if not wrong:
@@ -145,7 +145,7 @@ class _Client(threading.Thread):
         go_on = True
         while go_on:
             self.began_s = time.monotonic()
-            wrong = self._load.ask()
+            wrong = self._load.request()
             now_s = time.monotonic()
             self._load.note(self.began_s, wrong)
             if not wrong:

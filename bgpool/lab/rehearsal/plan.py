@@ -70,7 +70,7 @@ class Play:
 
 SCENARIOS: Final[Mapping[str, Play]] = {
     "healthy": Play("metadata, DNS and green itself all tell"),
-    "rollback": Play("taken back after connections were cut: the application goes on on blue", rolled_back=True),
+    "rollback": Play("rolled back after connections were cut: the application continues on blue", rolled_back=True),
     "frozen": Play("RDS: blue's metadata stay at IN_PROGRESS, green's are deleted", metadata_frozen),
     "black-hole": Play("blue and its metadata stop answering: no answer, no RST", black_hole_blue),
 }

@@ -101,7 +101,7 @@ class ApplicationProcesses:
     def processes(self) -> tuple[Process, ...]:
         """Return the histories of all processes that existed at the beginning, or started later."""
         return tuple(
-            seen.told(pid, _fate(pid in self._beginning, pid in self._present))
+            seen.summary(pid, _fate(pid in self._beginning, pid in self._present))
             for pid, seen in sorted(self._seen.items())
             if pid in self._beginning or seen.since_s > self._began_s
         )
@@ -155,7 +155,7 @@ class ProcessHistory:
         """Count checkouts from now on."""
         self._before = self._checkouts
 
-    def told(self, pid: int, fate: Fate) -> Process:
+    def summary(self, pid: int, fate: Fate) -> Process:
         """Return the whole history."""
         usage = self._usage
         connections = 0 if fate == "gone" else usage.in_use + usage.idle

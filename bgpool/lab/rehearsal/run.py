@@ -196,7 +196,7 @@ class _Rehearsal:
         """Return the reason why it is not, as far as it is visible to this process."""
         asked = ""
         if self._load is not None and not self._load.answers:
-            asked = f"; {self._load.url} has not answered: {self._load.said}"
+            asked = f"; {self._load.url} has not answered: {self._load.last_error}"
         if mine:
             return ("; ".join(mine[0].missing) or "the load has had no answer") + asked
         told = [f"bg_id {status.bg_id!r}: {'; '.join(status.missing)}" for status in statuses]

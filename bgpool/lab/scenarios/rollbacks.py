@@ -120,7 +120,7 @@ SCENARIOS: Final = (
     ),
     Scenario(
         "rollback-from-in-progress",
-        "taken back after connections were cut: the application goes on on blue",
+        "rolled back after connections were cut: the application continues on blue",
         evidence=(),
         last_phases=(Phase.CREATED,),
         rolled_back=True,

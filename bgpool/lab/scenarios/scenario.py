@@ -113,7 +113,7 @@ class Scenario:
     upgrades: tuple[Upgrade, ...] = get_args(Upgrade)
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """The story, with the engines or pairs on which it runs if it does not run on all."""
         alone = [] if len(self.engines) == len(Engine) else [engine.value for engine in self.engines]
         alone += (

@@ -171,7 +171,7 @@ class _Run:
         self._shadows: Final[dict[int, _Life]] = {}
         self._violations: Final[dict[str, None]] = {}
         self._promoted_ns: int | None = None
-        self._taken_back = False
+        self._rolled_back = False
         self._told_of: dict[str, int] = {}
         # The times of queries to each role, by the kind of host: one that knows the number of hosts and does not lead;
         # the leader; one that knows of no deployment; and one that queries for itself.
@@ -283,8 +283,8 @@ class _Run:
         """Record an event."""
         if text == "green promoted":
             self._promoted_ns = self._clock.now
-        elif text == "taken back":
-            self._taken_back = True
+        elif text == "rolled back":
+            self._rolled_back = True
         elif text in _CUTS:
             self._nudge_all()
         # Rejected monitors are cut as well: a fleet has fewer connections, and the comparison must not depend on whose
@@ -387,8 +387,8 @@ class _Run:
             life.in_progress_ns = now_ns
         if life.over_ns is None and (phase >= Phase.POST or snapshot.rolled_back):
             life.over_ns = now_ns
-        if snapshot.rolled_back and not before.rolled_back and not self._taken_back:
-            self._complain("taken back although the world did not")
+        if snapshot.rolled_back and not before.rolled_back and not self._rolled_back:
+            self._complain("rolled back although the world was not")
         if phase >= Phase.PREPARATION and now_ns < self._initiated_ns():
             self._complain(f"{phase.name} before the world began")
 

@@ -383,7 +383,7 @@ def _rollback(script: Script) -> None:
         script.at(stop_s + 0.2, "connections dropped", _drop)
         _hold_commits(script, stop_s + 0.2)
         back_s = stop_s + rng.uniform(0.5, 5)
-    script.at(back_s, "taken back", _take_back)
+    script.at(back_s, "rolled back", _roll_back)
     script.end_ns = script.zero_ns + int((back_s + 4) * SECOND)
 
 
@@ -532,7 +532,7 @@ def _lock_out(world: World, which: str) -> None:
     server.refuses_monitor = True
 
 
-def _take_back(world: World) -> None:
+def _roll_back(world: World) -> None:
     world.blue.read_only = False
     world.blue.refuses = world.green.refuses = False
     world.publish("AVAILABLE")
