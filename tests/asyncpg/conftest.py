@@ -1,4 +1,4 @@
-"""asyncpg pools on real servers, in the event loops that people run."""
+"""Fixtures for asyncpg pools on real servers, in the event loops that applications use."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Run = Callable[[Awaitable[Any]], Any]
 
 @pytest.fixture
 def kit() -> Kit:
-    """PostgreSQL's."""
+    """Return PostgreSQL's kit."""
     return KITS[next(iter(KITS))]
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])
 def run(request: pytest.FixtureRequest) -> Run:
-    """Runs a coroutine to its end in a new loop of each kind."""
+    """Return a function that runs a coroutine to its end in a new loop, for each kind of loop."""
     if request.param == "asyncio":
         return asyncio.run  # type: ignore[return-value]  # of coroutines alone
     return pytest.importorskip("uvloop").run  # type: ignore[no-any-return]  # it has no types
@@ -35,7 +35,7 @@ def run(request: pytest.FixtureRequest) -> Run:
 
 @pytest.fixture
 def opened(pair: Pair, tmp_path: Path) -> Opened:
-    """Opens a pool that follows *deployment*; at its end every place in it is free and nobody is held."""
+    """Open a pool that follows *deployment*; check at its end that every place in it is free and no caller is held."""
 
     @contextlib.asynccontextmanager
     async def make(dsn: str | None = None, **options: Any) -> AsyncIterator[bg.Pool]:
@@ -50,7 +50,7 @@ def opened(pair: Pair, tmp_path: Path) -> Opened:
             assert pool.connector.stats().held == 0
             await pool.close()
         finally:
-            # A pool that is closed waits for its users, also for those that a failed test has left.
+            # Closing a pool waits for its users, including those that a failed test has left.
             pool.terminate()
             pool.connector.stop()
 
@@ -59,7 +59,7 @@ def opened(pair: Pair, tmp_path: Path) -> Opened:
 
 @pytest.fixture
 def cutter(pair: Pair) -> Any:
-    """Stands where blue's name leads to, and cuts at asyncpg's COMMIT."""
+    """Return a proxy at the address of blue's name that cuts at asyncpg's COMMIT."""
     address = pair.blue.address.rsplit(".", 1)[0] + ".99"
     backend = (pair.blue.address, pair.port)
     with CommitCutter(address, pair.port, backend, lambda data: b"COMMIT;\0" in data) as cutter:

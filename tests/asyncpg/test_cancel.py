@@ -38,7 +38,7 @@ BY_NAME: Final = text("INSERT INTO ledger (worker, thread, n) VALUES (:worker, :
 
 
 async def _settle(scene: Scene, pool: bg.Pool) -> None:
-    """Until the server has no more sessions than the pool, and all of these are idle."""
+    """Wait until the server has no more sessions than the pool, and all of these are idle."""
 
     async def use() -> None:
         async with pool.acquire(timeout=PATIENCE_S) as connection, connection.transaction():
@@ -104,7 +104,7 @@ def test_cancelled_at_each_wait(opened: Opened, deployment: Deployment, pair: Pa
 
 
 class _Crowd(Crowd):
-    """Of an asyncpg pool."""
+    """The tasks that use an asyncpg pool."""
 
     _pool: Any
 
@@ -175,7 +175,7 @@ def test_a_session_cancelled_at_each_wait(
     query = Wire.query
 
     async def slow_query(self: Wire, sql: str, timeout: Any) -> Any:
-        # So that it is cancelled before the server has it, where otherwise it would be rarely.
+        # This cancels it before the server receives it, which would otherwise be rare.
         if sql.startswith("ROLLBACK"):
             await asyncio.sleep(0.001)
         return await query(self, sql, timeout)
@@ -210,12 +210,12 @@ def test_a_session_cancelled_at_each_wait(
     run(main())
 
 
-@pytest.mark.skipif(asyncpg.__version__ < "0.32", reason="it waits for the answer, whatever becomes of the connection")
+@pytest.mark.skipif(asyncpg.__version__ < "0.32", reason="it waits for the answer, whatever happens to the connection")
 @pytest.mark.parametrize("way", ["unit", "block", "timeout"])
 def test_a_silent_server_is_not_waited_for(
     opened: Opened, deployment: Deployment, pair: Pair, run: Run, way: str
 ) -> None:
-    """Who is cancelled, or whose time is up, is told so, and soon."""
+    """A caller that is cancelled, or whose timeout has expired, gets its error soon."""
     timeout = 1.0 if way == "timeout" else None
 
     async def sleep(connection: Any) -> None:

@@ -1,4 +1,4 @@
-"""Old blue is asked for asyncpg's units, too: by psycopg, in a thread, with the pool's own login."""
+"""Old blue is queried for asyncpg's units, too: by psycopg, in a thread, with the pool's own login."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.lab
 
 
 @pytest.mark.usefixtures("deployment")
-def test_old_blue_tells_what_became_of_a_transaction_of_asyncpg_s(opened: Opened, pair: Pair, run: Run) -> None:
+def test_old_blue_knows_the_outcome_of_an_asyncpg_transaction(opened: Opened, pair: Pair, run: Run) -> None:
     async def traced(connection: Any) -> Trace:
         await connection.execute("INSERT INTO ledger (worker, thread, n) VALUES (79, 1, 1)")
         xid, lsn, taken_at, lineage = await connection.fetchrow(TRACE_LINEAGE)
@@ -37,7 +37,7 @@ def test_old_blue_tells_what_became_of_a_transaction_of_asyncpg_s(opened: Opened
                 rolled_back = connection.transaction()
                 await rolled_back.start()
                 gone = await traced(connection)
-                # Another task of the loop goes on meanwhile: it ends the transaction that is waited for.
+                # In the meantime another task of the loop runs: it ends the transaction for which the query waits.
                 asyncio.get_running_loop().call_later(0.2, lambda: ended.append(asyncio.ensure_future(end())))
 
                 async def end() -> None:

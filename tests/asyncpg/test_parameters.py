@@ -1,4 +1,4 @@
-"""What create_pool and connect take, and the parts of asyncpg that are not public and that the integration rests on."""
+"""The parameters of create_pool and connect, and the private parts of asyncpg on which the integration depends."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def made(*args: Any, **options: Any) -> bg.Pool:
         ({"dsn": "mysql://app@ledger.test/app"}, "postgresql:// is allowed"),
     ],
 )
-def test_what_is_not_allowed_is_named(options: dict[str, Any], text: str) -> None:
+def test_a_refused_parameter_is_named(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         made(**{"dsn": DSN, **options})
     assert text in str(caught.value)
@@ -71,8 +71,8 @@ def test_an_asyncpg_that_is_needed_is_named(monkeypatch: pytest.MonkeyPatch, ver
         importlib.import_module(bg.__name__)
 
 
-def test_what_run_is_given() -> None:
-    """Its pool, its function and its time, before anything is asked of a server."""
+def test_run_checks_its_arguments_before_any_query() -> None:
+    """The pool, the function and the time are checked before a server is queried."""
 
     async def one(_connection: object) -> int:
         return 1
@@ -120,7 +120,7 @@ def test_parameters_reach_the_server(pair: Pair, opened: Opened, tmp_path: Path)
         settings = {"application_name": "other"}
         async with opened(f"{direct}?{query}", server_settings=settings, command_timeout=5) as pool:
             assert await pool.fetchval(show) == "other 3MB"
-        # By asyncpg's keywords alone, and with a file of passwords, which has the name and no address.
+        # With asyncpg's keywords only, and with a password file, which contains the name but not the address.
         keywords = {"host": host, "port": int(port), "user": user, "database": "app"}
         async with opened("postgresql://", **keywords, passfile=str(file)) as pool:
             assert await pool.fetchval("SELECT current_user") == "app"
@@ -152,7 +152,7 @@ def test_a_password_is_made_for_each_connection(pair: Pair, opened: Opened) -> N
         async with opened(dsn, password=make, monitoring={"password": "-"}) as pool:
             assert await pool.fetchval("SELECT current_user") == "app"
             async with pool.acquire():
-                # The second is refused, and another one is made at once.
+                # The second password is refused, and another one is made at once.
                 await pool.fetchval("SELECT 1")
         assert made == [(name, pair.port, "app")] * 3
         async with opened(dsn, password=fail, monitoring={"password": "-"}) as pool:
@@ -166,20 +166,20 @@ def test_errors_are_both_and_none_is_taken_for_a_servers() -> None:
     for kind in (getattr(ours, name) for name in ours.__all__ if name[0].isupper()):
         assert issubclass(kind, errors.Error)
         assert issubclass(kind, (asyncpg.PostgresError, asyncpg.InterfaceError))
-        # Or asyncpg would raise it for whatever has that code.
+        # Otherwise asyncpg would raise it for every error with that code.
         assert "sqlstate" not in vars(kind)
         assert str(ours.like(None, kind.__mro__[1], "text")) == "text"
     assert type(asyncpg.PostgresError.new({"C": "08000", "M": "text"})) is asyncpg.PostgresConnectionError
 
 
 def test_a_wire_has_all_that_a_protocol_sends() -> None:
-    """What asyncpg adds would pass by the hold, and by what an error means."""
+    """A new method of asyncpg's protocol would bypass the hold, and the translation of errors."""
     sends = {
         name
         for name, method in inspect.getmembers(protocol.BaseProtocol)
         if not name.startswith("_") and inspect.iscoroutinefunction(method)
     }
-    # Cython's coroutine functions are none to inspect before 3.12.
+    # inspect does not recognize Cython's coroutine functions before 3.12.
     sends = sends or {
         "prepare", "bind_execute", "bind_execute_many", "bind", "execute", "close_portal", "query", "copy_out",
         "copy_in", "close_statement", "close",
@@ -188,7 +188,7 @@ def test_a_wire_has_all_that_a_protocol_sends() -> None:
 
 
 @pytest.mark.parametrize("given", [None, "prefer", "require", False, "disable"])
-def test_a_context_of_ours_is_made_only_where_a_name_is_to_be_proved(given: Any) -> None:
+def test_an_ssl_context_is_made_only_if_a_name_must_be_verified(given: Any) -> None:
     recipe: Any = made(DSN, ssl=given).connector._recipe
     assert not isinstance(recipe._tls_for("ledger.test").get("ssl"), ssl.SSLContext)
     assert not recipe.names_matter

@@ -1,4 +1,4 @@
-"""asyncpg's pool through a switchover: who is held, what is cut, and what callers are told."""
+"""asyncpg's pool through a switchover: the callers that are held, the connections that are cut, and the errors."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_callers_are_held_before_they_take_a_place_and_go_on_to_green(
             deployment.phase(Phase.IN_PROGRESS)
             held = [asyncio.create_task(pool.fetchval(WHERE)) for _ in range(20)]
             await until(lambda: pool.connector.stats().held >= 20)
-            # Idle connections were cut at once, and asyncpg has noticed.
+            # Idle connections were cut at once, and asyncpg has detected it.
             await until(lambda: not pool.get_size())
             assert all(holder._in_use is None for holder in pool._holders)
             began = time.monotonic()
@@ -61,7 +61,7 @@ def test_callers_are_held_before_they_take_a_place_and_go_on_to_green(
     run(main())
 
 
-def test_what_is_in_use_may_end_its_transaction_and_is_cut_after_the_grace(
+def test_a_connection_in_use_may_end_its_transaction_and_is_cut_after_the_grace(
     opened: Opened, deployment: Deployment, run: Run
 ) -> None:
     async def main() -> None:
@@ -82,7 +82,7 @@ def test_what_is_in_use_may_end_its_transaction_and_is_cut_after_the_grace(
                 await idle.execute(INSERT)
             assert isinstance(caught.value, asyncpg.PostgresConnectionError)
             assert isinstance(caught.value, bgpool.SwitchoverInterrupted)
-            # Lost or not, its place is its user's.
+            # Lost or not, its place belongs to its user.
             assert [holder._in_use is None for holder in pool._holders] == [False] * 3
             for connection in (done, cut, idle):
                 await pool.release(connection)
@@ -93,10 +93,10 @@ def test_what_is_in_use_may_end_its_transaction_and_is_cut_after_the_grace(
     run(main())
 
 
-def test_a_block_ends_with_the_error_that_tells_what_became_of_it(
+def test_a_block_on_a_lost_connection_ends_with_the_error_that_explains_the_loss(
     opened: Opened, deployment: Deployment, pair: Pair, run: Run
 ) -> None:
-    """asyncpg's own would end with an InterfaceError: the connection is closed."""
+    """asyncpg's own block would end with an InterfaceError: the connection is closed."""
 
     async def main() -> None:
         async with opened(bg_drain_timeout_ms=100, max_size=4) as pool:
@@ -158,7 +158,9 @@ def test_in_autocommit_what_was_cut_is_in_doubt(
     asyncio.run(main())
 
 
-def test_a_cursor_and_a_prepared_statement_are_told_as_well(opened: Opened, deployment: Deployment, pair: Pair) -> None:
+def test_a_cursor_and_a_prepared_statement_raise_the_error_as_well(
+    opened: Opened, deployment: Deployment, pair: Pair
+) -> None:
     async def main() -> None:
         async with opened(bg_drain_timeout_ms=0) as pool:
             async with pool.acquire() as one, pool.acquire() as other:
@@ -198,7 +200,7 @@ def test_a_new_transaction_is_held_on_a_connection_that_is_out(
             assert await first.fetchval(WHERE) == pair.blue.address
             for connection in (first, second, third):
                 await pool.release(connection)
-            # From before the rollback, and good again or not: what is handed out now is fit.
+            # The connection may be the one from before the rollback; the connection that is handed out now is fit.
             assert await pool.fetchval(WHERE) == pair.blue.address
             third = await pool.acquire()
             deployment.phase(Phase.IN_PROGRESS)
@@ -412,7 +414,7 @@ def test_asyncpgs_own_pool_takes_connections_of_connect(deployment: Deployment, 
 
 
 def test_a_release_that_is_cancelled_goes_on(opened: Opened, deployment: Deployment, run: Run) -> None:
-    """After a refused write the server is asked whether it takes any; asyncpg's own part goes on by itself."""
+    """After a refused write the server is queried whether it accepts writes; asyncpg's own part continues by itself."""
 
     async def main() -> None:
         async with opened(max_size=1) as pool:
@@ -428,7 +430,7 @@ def test_a_release_that_is_cancelled_goes_on(opened: Opened, deployment: Deploym
     run(main())
 
 
-def test_who_is_cancelled_when_the_hold_ends_sends_nothing(opened: Opened, deployment: Deployment, run: Run) -> None:
+def test_a_task_cancelled_when_the_hold_ends_sends_nothing(opened: Opened, deployment: Deployment, run: Run) -> None:
     async def main() -> None:
         async with opened(bg_drop_blue_connections=False, max_size=1) as pool, pool.acquire() as connection:
             generation = raw_of(connection).bgpool_generation

@@ -30,7 +30,7 @@ def work() -> Work:
 
 @contextlib.contextmanager
 def slow(pair: Pair, seconds: float) -> Iterator[None]:
-    """Within the block a receipt takes *seconds* to be inserted."""
+    """Delay the insertion of a receipt by *seconds* in the block."""
     pair.blue.execute(
         "CREATE FUNCTION be_slow() RETURNS trigger LANGUAGE plpgsql AS "
         f"$$ BEGIN PERFORM pg_sleep({seconds}); RETURN NEW; END $$",
@@ -46,7 +46,7 @@ def slow(pair: Pair, seconds: float) -> Iterator[None]:
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("receipt_id", [None, "task-1"])
 @pytest.mark.parametrize(("when", "answer"), [("after", "call 1"), ("before", "call 2")])
-def test_a_key_decides_what_became_of_a_commit(
+def test_a_key_decides_the_outcome_of_a_commit(
     opened: Opened, pair: Pair, cutter: CommitCutter, work: Work, when: Any, answer: str, receipt_id: str | None
 ) -> None:
     async def main() -> None:
@@ -86,7 +86,7 @@ def test_an_id_is_applied_once_in_both_loops(opened: Opened, deployment: Deploym
 def test_another_run_is_waited_for_although_each_statement_has_a_time_limit(
     opened: Opened, work: Work, isolation: str
 ) -> None:
-    """A TimeoutError of asyncpg's is no reason to go on without a receipt: the function would be applied twice."""
+    """After asyncpg's TimeoutError a unit must not continue without a receipt: the function would be applied twice."""
     settings = {"default_transaction_isolation": isolation.replace("_", " ")}
 
     async def main() -> None:
@@ -108,7 +108,7 @@ def test_another_run_is_waited_for_although_each_statement_has_a_time_limit(
 
 
 @pytest.mark.parametrize("always", ["switchover", "always"])
-def test_a_receipt_that_takes_too_long_does_not_roll_back_in_silence(
+def test_a_receipt_that_times_out_does_not_roll_back_without_an_error(
     opened: Opened, deployment: Deployment, pair: Pair, work: Work, always: str
 ) -> None:
     """asyncpg ends the statement, the transaction has failed, and its COMMIT would be answered without an error."""
@@ -140,7 +140,7 @@ def test_a_unit_that_became_read_only_is_committed_without_a_receipt(opened: Ope
 
 @pytest.mark.usefixtures("prepared")
 def test_the_statements_of_the_unit_s_own_are_not_kept(opened: Opened, work: Work) -> None:
-    """Each has an id in it: they would take the places of statements that are used again."""
+    """Each contains an id: they would displace statements that are used again."""
 
     async def main() -> None:
         async with opened(min_size=1, max_size=1, bg_receipts_table=TABLE) as pool:
@@ -162,7 +162,7 @@ def test_the_statements_of_the_unit_s_own_are_not_kept(opened: Opened, work: Wor
 def test_a_unit_that_is_cancelled_wherever_it_is_leaves_all_or_nothing(
     opened: Opened, pair: Pair, work: Work, own_log: pytest.LogCaptureFixture
 ) -> None:
-    """In a savepoint of the unit's own, too: the next user of the connection finds none of it."""
+    """Also in a savepoint of the unit's own: the next user of the connection finds no trace of it."""
     done: list[bool] = []
 
     async def main() -> None:

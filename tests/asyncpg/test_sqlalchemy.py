@@ -34,7 +34,7 @@ Engines = Callable[..., contextlib.AbstractAsyncContextManager[AsyncEngine]]
 
 @pytest.fixture
 def engines(pair: Pair, tmp_path: Path) -> Engines:
-    """Makes engines that follow *deployment*; at their end every place in the pool is free."""
+    """Create engines that follow *deployment*; check at their end that every place in the pool is free."""
 
     @contextlib.asynccontextmanager
     async def make(bg: dict[str, str] | None = None, **options: Any) -> AsyncIterator[AsyncEngine]:
@@ -47,12 +47,12 @@ def engines(pair: Pair, tmp_path: Path) -> Engines:
             assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]  # of a QueuePool
         finally:
             await engine.dispose()
-            engine.dialect.bgpool_connector.stop()  # type: ignore[attr-defined]  # of ours
+            engine.dialect.bgpool_connector.stop()  # type: ignore[attr-defined]  # bgpool's dialect
 
     return make
 
 
-def test_held_callers_go_on_to_green_and_what_is_cut_says_so(
+def test_held_callers_continue_on_green_and_cut_ones_get_an_error(
     engines: Engines, deployment: Deployment, pair: Pair, run: Run
 ) -> None:
     async def where(engine: AsyncEngine) -> Any:
@@ -70,7 +70,7 @@ def test_held_callers_go_on_to_green_and_what_is_cut_says_so(
                 assert isinstance(caught.value.orig, bgpool.SwitchoverInterrupted)
                 assert caught.value.connection_invalidated
             held = [asyncio.create_task(where(engine)) for _ in range(10)]
-            connector = engine.dialect.bgpool_connector  # type: ignore[attr-defined]  # of ours
+            connector = engine.dialect.bgpool_connector  # type: ignore[attr-defined]  # bgpool's dialect
             await until(lambda: connector.stats().held == 10)
             assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]  # of a QueuePool
             held[0].cancel()
@@ -116,10 +116,8 @@ def test_a_unit_is_applied_once(engines: Engines, pair: Pair, cutter: CommitCutt
     assert rows[0][0] == 1
 
 
-def test_what_is_lost_between_two_statements_is_told_and_a_unit_goes_on(
-    engines: Engines, deployment: Deployment
-) -> None:
-    """SQLAlchemy keeps prepared statements, which asyncpg calls closed with their connection."""
+def test_a_unit_is_repeated_after_a_loss_between_two_statements(engines: Engines, deployment: Deployment) -> None:
+    """SQLAlchemy keeps prepared statements; asyncpg reports them as closed together with their connection."""
     told: list[BaseException] = []
 
     async def select(session: AsyncSession) -> int:
@@ -168,7 +166,7 @@ def test_parameters_reach_asyncpg(engines: Engines) -> None:
     asyncio.run(main())
 
 
-def test_what_a_closed_loop_has_left_is_closed_without_a_word(
+def test_connections_of_a_closed_loop_are_closed_without_an_error(
     engines: Engines, deployment: Deployment, own_log: pytest.LogCaptureFixture
 ) -> None:
     async def pid(engine: AsyncEngine) -> Any:
@@ -182,7 +180,7 @@ def test_what_a_closed_loop_has_left_is_closed_without_a_word(
             return engine
 
     with warnings.catch_warnings():
-        # Python's own, of every transport whose loop is closed first.
+        # Python's own warning, for every transport whose loop is closed first.
         warnings.simplefilter("ignore", ResourceWarning)
         asyncio.run(main())
         gc.collect()

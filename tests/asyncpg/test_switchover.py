@@ -22,19 +22,19 @@ from tests.pools.callers import wait_until
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 INSERT = "INSERT INTO ledger (worker, thread, n) VALUES ($1, $2, $3)"
-#: Tasks that run units, and as many with plain blocks.
+#: The number of tasks that run units, and of those with plain blocks.
 TASKS = 8
 
 
 class Stage:
-    """What a scenario alters."""
+    """The parts that a scenario changes."""
 
     def __init__(self, pair: Pair, director: Director) -> None:
         self.pair, self.director = pair, director
 
 
 class Application:
-    """Tasks in the loop of a thread that write rows, and what they were told."""
+    """Tasks in the loop of a thread that write rows, and the errors that they received."""
 
     def __init__(self, pool_of: Callable[[], bg.Pool], run: Run) -> None:
         self.acknowledged: list[Key] = []
@@ -109,7 +109,7 @@ def play(alter: Callable[[Stage], None], run: Run, directory: Path) -> None:
         verdict = ledger.judge(pair, application.acknowledged, application.unknown)
     assert verdict.clean, verdict
     assert application.errors["unit"] == []
-    # No more than were in flight.
+    # At most those that were in flight.
     assert len(application.errors["block"]) <= TASKS, application.errors["block"]
 
 

@@ -1,4 +1,4 @@
-"""The name is proved wherever a connection goes: to a recorded address, to green, and to cancel a statement."""
+"""The name is verified for every connection: to a recorded address, to green, and to cancel a statement."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WHERE = "SELECT host(inet_server_addr())"
 
 
 class Fronts:
-    """TLS in front of both servers, with a certificate for the name of each."""
+    """TLS proxies of both servers, with a certificate for the name of each."""
 
     def __init__(self, pair: Pair, directory: Path) -> None:
         self.authority = Authority(directory)
@@ -69,20 +69,20 @@ def test_the_name_is_proved_by_name_at_the_recorded_address_and_at_green(
         options = {"dsn": f"{fronts.plain}?sslrootcert={fronts.authority.ca_file}", "ssl": "verify-full"}
 
     async def main() -> None:
-        # For so long a failure to connect is put down to the switchover.
+        # For this time a failure to connect is attributed to the switchover.
         async with opened(**options, bg_connect_timeout_ms=500) as pool:
             uses = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
             for phase in (Phase.CREATED, Phase.PREPARATION):
                 deployment.phase(phase)
                 await pool.expire_connections()
                 assert await pool.fetchval(WHERE) == pair.blue.address
-                # The lab's servers are behind their TLS.
+                # The lab's servers are behind TLS proxies.
                 assert await pool.fetchval(uses) is False
                 async with pool.acquire() as connection:
                     assert connection._con._transport.get_extra_info("sslcontext") is not None
             deployment.phase(Phase.IN_PROGRESS)
             deployment.release()
-            # It has green's certificate until it is renewed, and blue's then.
+            # It has green's certificate until that is renewed, and then blue's.
             assert await pool.fetchval(WHERE) == pair.green.address
             fronts.prove(fronts.green, pair.names.blue.primary)
             pool.connector.drain()
@@ -125,7 +125,7 @@ def test_a_cancel_goes_to_the_same_address_and_has_the_name_proved(
             async with pool.acquire(timeout=30) as connection:
                 with pytest.raises(asyncio.TimeoutError):
                     await connection.execute("SELECT pg_sleep(1)", timeout=0.1)
-                # Not sent to whom cannot prove the name; the connection is not used again.
+                # It is not sent to a server that cannot prove the name; the connection is not used again.
                 await until(lambda: connection._con is None or connection.is_closed())
 
     run(main())

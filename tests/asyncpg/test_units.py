@@ -1,4 +1,4 @@
-"""Units of work on an asyncpg pool: applied once, and never said to have failed where they did not."""
+"""Units of work on an asyncpg pool: applied once, and never reported as failed if they did not fail."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ pytestmark = pytest.mark.lab
 
 
 class Work:
-    """A function of a unit: each call writes a row of its own, under a number that only this object writes."""
+    """The function of a unit: each call writes a row under a number that only this object writes."""
 
     numbers = iter(range(1_000, 1_000_000))
 
     def __init__(self) -> None:
         self.number = next(self.numbers)
         self.calls = 0
-        # Green takes no writes: nobody promotes it.
+        # Green accepts no writes: it is not promoted.
         self.writes = True
 
     async def __call__(self, connection: Any, then: Any = None) -> str:
@@ -44,7 +44,7 @@ class Work:
         return f"call {self.calls}"
 
     def rows(self, pair: Pair) -> int:
-        """How many rows blue has of it."""
+        """Return the number of its rows on blue."""
         sql = f"SELECT count(*) FROM ledger WHERE worker = 79 AND thread = {self.number}"
         return int(pair.blue.execute(sql, database="app")[0][0])
 
@@ -111,10 +111,10 @@ def test_an_interruption_that_the_function_swallows_is_one_all_the_same(
 
 
 @pytest.mark.parametrize("what", ["statement", "cursor"])
-def test_what_is_used_of_a_connection_that_was_lost_between_two_statements(
+def test_use_of_a_connection_lost_between_two_statements_is_explained(
     opened: Opened, deployment: Deployment, work: Work, what: str
 ) -> None:
-    """asyncpg looks whether it is closed, and says no more."""
+    """asyncpg checks whether it is closed, and reports no more than that."""
     told: list[type[BaseException]] = []
 
     async def use(connection: Any) -> None:
@@ -145,7 +145,7 @@ def test_what_is_used_of_a_connection_that_was_lost_between_two_statements(
 
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize(("when", "answer"), [("after", "call 1"), ("before", "call 2")])
-def test_what_became_of_a_commit_is_asked(
+def test_the_outcome_of_a_commit_is_queried(
     opened: Opened, pair: Pair, cutter: CommitCutter, work: Work, when: Any, answer: str, run: Run
 ) -> None:
     async def main() -> None:
@@ -176,9 +176,7 @@ def test_without_a_receipt_the_outcome_is_unknown(
     assert (work.calls, work.rows(pair)) == (4, 4)
 
 
-def test_a_transaction_that_has_failed_is_no_success(
-    opened: Opened, deployment: Deployment, pair: Pair, work: Work
-) -> None:
+def test_a_failed_transaction_raises_an_error(opened: Opened, deployment: Deployment, pair: Pair, work: Work) -> None:
     """asyncpg's own block ends without an error, and the server has rolled back."""
 
     async def swallow(connection: Any) -> None:
@@ -234,7 +232,7 @@ def test_a_unit_that_is_cancelled_is_not_run_again(
 def test_an_os_error_of_the_functions_own_is_no_cut(
     opened: Opened, deployment: Deployment, work: Work, kind: type[Exception]
 ) -> None:
-    """Of a file, of another service, or of a statement whose time was up."""
+    """The error is of a file, of another service, or of a statement whose timeout expired."""
 
     async def fail(connection: Any) -> None:
         if kind is asyncio.TimeoutError:
@@ -276,7 +274,7 @@ def test_a_refused_write_that_the_function_swallows_is_an_interruption(
 def test_a_blue_that_takes_writes_again_before_it_refuses_one_has_refused_it_all_the_same(
     opened: Opened, deployment: Deployment, pair: Pair, work: Work
 ) -> None:
-    """A transaction stays as it was begun."""
+    """A transaction keeps the mode in which it began."""
 
     async def unit(connection: Any) -> str:
         if work.calls == 0:
@@ -325,7 +323,7 @@ def test_a_pool_of_asyncpgs_own_is_refused(pair: Pair) -> None:
 def test_a_unit_that_is_cancelled_wherever_it_is_leaves_nothing_to_be_reset(
     opened: Opened, run: Run, own_log: pytest.LogCaptureFixture
 ) -> None:
-    """asyncpg logs an ERROR for a transaction that it finds when a connection comes back, and rolls it back."""
+    """asyncpg logs an ERROR for a transaction that is open when a connection is released, and rolls it back."""
 
     async def main() -> None:
         async with opened(min_size=1, max_size=1) as pool:

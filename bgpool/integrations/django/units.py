@@ -385,7 +385,7 @@ class _Attempt:
                     self._check_lost()
                     raise
                 finally:
-                    # Before Django ends the transaction after an error, which the function did not do.
+                    # Before Django ends the transaction after an error: that end must not count as the function's.
                     unit.leave(self._drivers)
                 if wrapper.needs_rollback or wrapper.closed_in_transaction:
                     # Nothing is committed, and Django would raise no error. Either the function wants that, or it
