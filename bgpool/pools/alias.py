@@ -84,7 +84,7 @@ class Endpoint:
         self._confirmed = phase is Phase.PREPARATION
 
     def after_fork_in_child(self) -> None:
-        """Start without the resolving thread, which is the parent's; and log what the parent has logged for itself."""
+        """Start without the resolving thread, which is the parent's; log again what only the parent has logged."""
         self._reader = None
         self._told_outside = False
         self._due_at = 0.0

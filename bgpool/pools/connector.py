@@ -64,7 +64,7 @@ class AnyConnector(ConnectionSource[C]):
     def _make_inner(self, generation: Generation) -> DriversPool:
         return _Kept(generation, self)
 
-    # -- called by its owner ----------------------------------------------------------------------------------------
+    # -- called by its owner -------------------------------------------------------------------------------------
 
     async def aconnect(self, **kwargs: Any) -> C:
         """Like Connector.connect."""
@@ -101,7 +101,7 @@ class AnyConnector(ConnectionSource[C]):
         with self._lock:
             self._owners[owner] = max_size
 
-    # -- called by the process --------------------------------------------------------------------------------------
+    # -- called by the process -----------------------------------------------------------------------------------
 
     @property
     def max_size(self) -> int:

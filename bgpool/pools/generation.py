@@ -210,7 +210,7 @@ class Generation:
 
     @contextlib.asynccontextmanager
     async def _turn(self, limit_s: float) -> AsyncIterator[None]:
-        """Take a turn to connect, while turns exist. After that all proceed, however many wait for a silent server."""
+        """Take a turn to connect, as long as turns are given. After that all proceed, despite a silent server."""
         left_s = min(self._recent_s(), limit_s)
         taken = self._turns is not None and left_s > 0 and await self._turns.acquire(left_s)
         try:
@@ -226,7 +226,7 @@ class Generation:
         """Return the time for which failures to connect are still attributed to the switchover, in seconds."""
         return self._born + self._recipe.settings.bg_connect_timeout_ms / 1000 - time.monotonic()
 
-    # -- return and close -------------------------------------------------------------------------------------------
+    # -- return and close ----------------------------------------------------------------------------------------
 
     def take_back(self, connection: Aware) -> None:
         """Like atake_back."""
@@ -341,7 +341,7 @@ class Generation:
                     count += member.bgpool_cut
         return count
 
-    # -- queries of a connection ------------------------------------------------------------------------------------
+    # -- queries of a connection ---------------------------------------------------------------------------------
 
     def wait_usable(self) -> None:
         """Like await_usable."""

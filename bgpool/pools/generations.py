@@ -87,7 +87,7 @@ class Generations:
             fork.keep_forever(generation)
         self._reset()
 
-    # -- the current generation -------------------------------------------------------------------------------------
+    # -- the current generation ----------------------------------------------------------------------------------
 
     def adopt(self, reading: Reading) -> Generation:
         """Return the open generation that is fit under *reading*; create it if there is none.
@@ -175,7 +175,7 @@ class Generations:
             return None
         return snapshot.epoch
 
-    # -- the end of a generation ------------------------------------------------------------------------------------
+    # -- the end of a generation ---------------------------------------------------------------------------------
 
     def drain(self) -> None:
         """Replace every connection: an idle one immediately, one in use when it is returned."""

@@ -37,7 +37,7 @@ class LoopSource(ConnectionSource[C]):
         self._closing: list[Generations] = []
         self._before = Usage()
 
-    # -- the generations of each loop -------------------------------------------------------------------------------
+    # -- the generations of each loop ----------------------------------------------------------------------------
 
     @staticmethod
     def _waits_of(participant: Participant) -> Waits:

@@ -50,7 +50,7 @@ class Pace:
         return now >= self._early_at or (now >= self._busy_at and _others_cpu_s() - self._others_cpu_s > BUSY_CPU_S)
 
     def hear(self, now: float) -> None:
-        """Record a publication. Rows and logs follow after the release of callers, at most at the usual interval."""
+        """Record a publication. Rows and logs follow after the release of callers, no more often than usual."""
         self._interval_s = 0.0
         self._advance(max(now + NEWS_FIRST_S, self.looked_at + WATCH_INTERVAL_S))
 

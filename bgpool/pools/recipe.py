@@ -233,7 +233,7 @@ class Recipe(ABC):
         self.given_password = False
         self._phase: Phase | None = None
 
-    # -- implemented by each engine ---------------------------------------------------------------------------------
+    # -- implemented by each engine ------------------------------------------------------------------------------
 
     @abstractmethod
     def make_inner(self, connector: object) -> DriversPool:

@@ -144,7 +144,7 @@ class ConnectionSource(ABC, Generic[C]):
         current = [one.current for one in self._generations_by_loop()] or [None]
         return f"<{type(self).__name__} {self._name} bg_id={self._settings.bg_id!r} {', '.join(map(repr, current))}>"
 
-    # -- implemented by each kind of source -------------------------------------------------------------------------
+    # -- implemented by each kind of source ----------------------------------------------------------------------
 
     @staticmethod
     @abstractmethod
@@ -176,7 +176,7 @@ class ConnectionSource(ABC, Generic[C]):
     def max_size(self) -> int:
         """The maximum number of connections; 0 if unknown."""
 
-    # -- queries of the owner ---------------------------------------------------------------------------------------
+    # -- queries of the owner ------------------------------------------------------------------------------------
 
     def is_fit(self, conn: C) -> bool:
         """Return whether *conn* may be handed out: open, and not made unfit by a switchover, failover or drain().

@@ -396,7 +396,7 @@ class Unit(ABC, Generic[C, R]):
         """
         return bool(self._cuts) or (self._receipts is not None and self._can_claim and self._is_given)
 
-    # -- one attempt, made by bgpool --------------------------------------------------------------------------------
+    # -- one attempt, made by bgpool -----------------------------------------------------------------------------
 
     async def aapply(self) -> R:
         """Call the function in a transaction on a connection of the lender and commit it, as one attempt.
@@ -459,7 +459,7 @@ class Unit(ABC, Generic[C, R]):
             Exception: The same as in ``afail``.
         """
 
-    # -- the calls of an attempt ------------------------------------------------------------------------------------
+    # -- the calls of an attempt ---------------------------------------------------------------------------------
 
     def begin(self, connection: C) -> None:
         """Like abegin, for a caller that cannot await."""
@@ -559,7 +559,7 @@ class Unit(ABC, Generic[C, R]):
         if held and isinstance(error, self.driver_error) and self.was_refused(error):
             await self._asettle_refusal(aware, error)
 
-    # -- implemented by each engine ---------------------------------------------------------------------------------
+    # -- implemented by each engine ------------------------------------------------------------------------------
 
     @abstractmethod
     def is_autocommit(self, connection: C) -> bool:
@@ -685,7 +685,7 @@ class Unit(ABC, Generic[C, R]):
         return receipts.always or self._is_given or self.is_switching()
 
     def is_switching(self) -> bool:
-        """Return whether a switchover is under way in which the endpoint takes part now, or took part before."""
+        """Return whether a switchover is under way in which the endpoint takes part; record it if so."""
         is_so = self._gate.switching()
         self._took_part = self._took_part or is_so
         return is_so
@@ -807,7 +807,7 @@ class Unit(ABC, Generic[C, R]):
     def forget(self) -> None:
         """Discard the data for queries about the COMMIT that was cut; its outcome is known without them."""
 
-    # -- internal steps ---------------------------------------------------------------------------------------------
+    # -- internal steps ------------------------------------------------------------------------------------------
 
     async def _asettle_refusal(self, connection: Aware, error: Exception) -> None:
         """Find out, after the transaction, whether any server would refuse the write that failed with *error*."""

@@ -184,7 +184,7 @@ class Watch:
         self._try_to_relay()
         return self._relay is not None
 
-    # -- called by the watcher --------------------------------------------------------------------------------------
+    # -- called by the watcher -----------------------------------------------------------------------------------
 
     def hear(self, now: float) -> None:
         """Act on a publication and on expired timers; do nothing if there is nothing new."""

@@ -80,7 +80,7 @@ class _Watcher:
         self.start: Final = self._thread.start
         self.is_alive: Final = self._thread.is_alive
 
-    # -- with the lock of all watchers held -------------------------------------------------------------------------
+    # -- with the lock of all watchers held ----------------------------------------------------------------------
 
     @property
     def watches(self) -> tuple[Watched, ...]:

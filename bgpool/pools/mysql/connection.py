@@ -85,7 +85,7 @@ class MysqlConnection(Exchange):
         self._transaction: Final = Transaction()
         super().__init__(**params)
 
-    # -- called by the pool -----------------------------------------------------------------------------------------
+    # -- called by the pool --------------------------------------------------------------------------------------
 
     @property
     def open(self) -> bool:
@@ -196,7 +196,7 @@ class MysqlConnection(Exchange):
         except Exception:
             self._force_close()
 
-    # -- called by its user -----------------------------------------------------------------------------------------
+    # -- called by its user --------------------------------------------------------------------------------------
 
     def cursor(self, cursor: Any = None) -> Any:
         """Like PyMySQL's; its executemany() reports whether data was committed before it was stopped."""
@@ -275,7 +275,7 @@ class MysqlConnection(Exchange):
         else:
             self._force_close()
 
-    # -- statements and answers -------------------------------------------------------------------------------------
+    # -- statements and answers ----------------------------------------------------------------------------------
 
     def _execute_command(self, command: int, sql: str | bytes) -> None:
         generation = self._generation()
@@ -369,7 +369,7 @@ class MysqlConnection(Exchange):
         if self.bgpool_writes is False:
             self.bgpool_writes = statements.may_write(statement, text)
 
-    # -- the meaning of an error ------------------------------------------------------------------------------------
+    # -- the meaning of an error ---------------------------------------------------------------------------------
 
     def _explained(self, error: MySQLError, generation: Generation) -> Exception:
         """Return *error*, or the error that it means in a switchover."""

@@ -73,7 +73,7 @@ FUNCTIONS: Final = _words("""
 """)
 #: Blanks, a word, or another character.
 _TOKENS: Final = re.compile(r"\s+|[\w$]+|[^\s\w$]", re.ASCII)
-#: Characters before a parenthesis that begins no call. A quoted name, a dot or a letter beyond ASCII may begin one.
+#: Characters before a parenthesis that is no call's. A quoted name, a dot or a letter beyond ASCII may be a call's.
 _SIGNS: Final = frozenset("(),=<>!+-*/%|&^~:")
 #: With one of these a statement that reads may write: a file, a sequence, the statement that it explains, or the one
 #: after WITH.

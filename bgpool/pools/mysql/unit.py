@@ -102,7 +102,7 @@ class MysqlUnit(Unit[MysqlConnection, R]):
         finally:
             connection.bgpool_rollback_quietly()
 
-    # -- statements of an attempt -----------------------------------------------------------------------------------
+    # -- statements of an attempt --------------------------------------------------------------------------------
 
     async def arow(self, connection: MysqlConnection, query: str) -> tuple[Any, ...] | None:
         """Return the first row of *query*, independent of the connection's own kind of cursor; None without one.
@@ -235,7 +235,7 @@ class MysqlUnit(Unit[MysqlConnection, R]):
         assert self._receipts is not None
         return receipts.quoted(self._receipts.table)
 
-    # -- the meaning of its errors ----------------------------------------------------------------------------------
+    # -- the meaning of its errors -------------------------------------------------------------------------------
 
     def was_cut(self, error: Exception) -> bool:
         """See Unit."""

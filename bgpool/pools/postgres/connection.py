@@ -121,7 +121,7 @@ class SwitchoverAware(_Base):
             if status in SETTLED:
                 self._reported = status
 
-    # -- its apparent state -----------------------------------------------------------------------------------------
+    # -- its apparent state --------------------------------------------------------------------------------------
 
     @property
     def closed(self) -> bool:

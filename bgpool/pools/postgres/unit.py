@@ -120,7 +120,7 @@ class PostgresUnit(Unit[C, R]):
             await settled(leave(type(error), error, error.__traceback__))
         await self.afail(connection, error)
 
-    # -- statements of an attempt -----------------------------------------------------------------------------------
+    # -- statements of an attempt --------------------------------------------------------------------------------
 
     async def asaved(self, connection: C, query: str) -> tuple[Any, ...]:
         """Return the first row of *query*, in a savepoint.
@@ -285,7 +285,7 @@ class PostgresUnit(Unit[C, R]):
         assert self._receipts is not None
         return receipts.quoted(self._receipts.table)
 
-    # -- the meaning of its errors ----------------------------------------------------------------------------------
+    # -- the meaning of its errors -------------------------------------------------------------------------------
 
     def was_cut(self, error: Exception) -> bool:
         """See Unit."""
@@ -303,7 +303,7 @@ class PostgresUnit(Unit[C, R]):
         """See Unit."""
         return like(error, kind, text)
 
-    # -- the outcome of its COMMIT ----------------------------------------------------------------------------------
+    # -- the outcome of its COMMIT -------------------------------------------------------------------------------
 
     async def afind_out(self) -> Outcome:
         """See Unit; the current primary reports the outcome, or old blue does."""
