@@ -20,7 +20,7 @@ export TOX_DISCOVER := $(subst $(space),:,$(wildcard $(HOME)/.pyenv/versions/3.1
 # This Python runs the quick tests together with all others, so its quick environment is skipped.
 SKIP_OWN_QUICK = TOX_SKIP_ENV="$$($(BIN)/python -c 'import sys; print("py%d%d-quick" % sys.version_info[:2])')"
 
-.PHONY: demo lint docs package test test-full mysql bench clean mariadb redis run-py run-full run-beside run-beside-full
+.PHONY: demo lint docs package test test-full mysql bench clean mariadb redis run-py run-full run-others run-others-full
 
 demo: $(VENV)/.demo
 	$(BIN)/bgpool demo
@@ -30,11 +30,11 @@ demo: $(VENV)/.demo
 OTHERS_LOG = .tox/others.log
 
 test: mariadb redis $(VENV)/.tox
-	$(if $(ARGS),$(BIN)/tox run -e py -- $(ARGS),@$(call SIDE_BY_SIDE,run-py run-beside))
+	$(if $(ARGS),$(BIN)/tox run -e py -- $(ARGS),@$(call SIDE_BY_SIDE,run-py run-others))
 
 # Less than an hour.
 test-full: mariadb redis $(VENV)/.tox
-	$(if $(ARGS),$(BIN)/tox run -e full -- $(ARGS),@$(call SIDE_BY_SIDE,run-full run-beside-full))
+	$(if $(ARGS),$(BIN)/tox run -e full -- $(ARGS),@$(call SIDE_BY_SIDE,run-full run-others-full))
 
 SIDE_BY_SIDE = $(MAKE) --no-print-directory --keep-going --jobs 2 $1; status=$$?; cat $(OTHERS_LOG); exit $$status
 
@@ -44,7 +44,7 @@ run-py:
 run-full:
 	$(BIN)/tox run -m full
 
-run-beside run-beside-full:
+run-others run-others-full:
 	@mkdir -p $(dir $(OTHERS_LOG))
 	@$(SKIP_OWN_QUICK) nice $(BIN)/tox run-parallel -m $(@:run-%=%) --parallel 1 --parallel-no-spinner >$(OTHERS_LOG) 2>&1
 
