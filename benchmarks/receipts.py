@@ -67,8 +67,8 @@ def run(*, quick: bool) -> Result:
     notes = (
         "The lab's servers do not wait for the disk (`fsync=off` and similar settings). On other servers a receipt is "
         "a smaller part of the total.",
-        "In a switchover a unit on PostgreSQL without a receipts table records the id of its transaction, which takes "
-        "the same round trip.",
+        "In a switchover a unit on PostgreSQL without a receipts table notes what identifies its transaction, which "
+        "takes the same round trip.",
         measured_on(),
     )
     return Result(
