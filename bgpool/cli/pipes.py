@@ -46,7 +46,7 @@ def end_with_the_reader() -> None:
 
     If it cannot be written for another reason, such as a full disk, print an error and exit with status 1.
 
-    Characters that the output's encoding lacks are written as on standard error, ``\udcff``: a path or an argument may
+    Characters that the output's encoding lacks are written as on standard error, ``\\udcff``: a path or an argument may
     not be valid UTF-8, and a terminal may lack arrows.
     """
     now = sys.stdout
