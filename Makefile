@@ -58,7 +58,7 @@ lint: $(VENV)/.tox
 	$(BIN)/tox run -e lint,docs
 
 docs: $(VENV)/.tox
-	$(BIN)/tox run -e docs
+	$(BIN)/tox run -e site
 	@echo "The site: $(CURDIR)/site/index.html"
 
 package: $(VENV)/.tox

@@ -192,11 +192,17 @@ def _check_timers(snapshot: Snapshot, at: Instant, rules: Rules) -> Snapshot:
     snapshot = _end_waits(snapshot, at, rules)
     if snapshot.phase not in SWITCHING or at.mono_ns < snapshot.deadline_ns:
         return snapshot
-    text = (
-        f"the switchover is still {snapshot.phase.name} after bg_switchover_timeout_ms={rules.switchover_timeout_ms}: "
-        "it counts as completed from now on, and callers are no longer held; check in AWS which side is production"
-    )
-    snapshot = add_notice(snapshot, logging.WARNING, "switchover", "switchover_timed_out", text)
+    late = f"the switchover is still {snapshot.phase.name} after bg_switchover_timeout_ms={rules.switchover_timeout_ms}"
+    if snapshot.phase is Phase.POST:
+        # Only DNS or certificates are late. No caller is held, and none is affected.
+        text = f"{late}: it counts as completed from now on; green was promoted, and callers connect to it"
+        snapshot = add_notice(snapshot, logging.INFO, "switchover", "post_timed_out", text)
+    else:
+        text = (
+            f"{late}: it counts as completed from now on, and callers are no longer held; check in AWS which side is "
+            "production"
+        )
+        snapshot = add_notice(snapshot, logging.WARNING, "switchover", "switchover_timed_out", text)
     return _signal(snapshot, Signal.TIMED_OUT, at, rules)
 
 

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.once
 #: The languages of blocks. No test here would check a block without a language.
 LANGUAGES = {"python", "sh", "sql", "text", "ini", "yaml"}
 #: Other projects' programs. Only the shell's syntax of their commands is checked.
-FOREIGN = {"aws", "install", "kubectl", "openssl", "printenv", "python3", "django-admin", "sudo"}
+FOREIGN = {"aws", "install", "kubectl", "openssl", "printenv", "psql", "python3", "django-admin", "sudo"}
 #: Keywords of the shell.
 SHELL = {"for", "done", "export", "."}
 #: Programs that run the command that follows them.
