@@ -388,7 +388,7 @@ class Watch:
         before, self._before_hold, self._holding = self._before_hold, total, False
         longest_s = max((pool.take_longest_hold_s() for pool in pools), default=0.0)
         held, late = total.holds - before.holds, total.hold_timeouts - before.hold_timeouts
-        text = "[bg_id: %r] callers released: %d were held, the longest for %.1f s; %d of them had timed out"
+        text = "[bg_id: %r] callers released: %d held, the longest for %.1f s; %d timed out"
         extra = log_fields("hold_ended", bg_id=self._bg_id, phase=phase)
         _logger.info(text, self._bg_id, max(0, held), longest_s, max(0, late), extra=extra)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import pytest
@@ -309,3 +310,17 @@ def test_the_timer_ends_the_wait_for_certificates_too() -> None:
     assert (overdue.phase, overdue.pinned) == (Phase.COMPLETED, True)
     settled = step(overdue, Resolved(at(190), {BLUE: ("10.0.0.2",), GREEN: ()}), rules)
     assert not settled.pinned
+
+
+@pytest.mark.parametrize(
+    ("phase", "level", "event"),
+    [
+        (Phase.PREPARATION, logging.WARNING, "switchover_timed_out"),
+        (Phase.IN_PROGRESS, logging.WARNING, "switchover_timed_out"),
+        (Phase.POST, logging.INFO, "post_timed_out"),
+    ],
+)
+def test_the_timer_warns_unless_green_was_promoted(phase: Phase, level: int, event: str) -> None:
+    overdue = step(ready(phase, deadline_ns=180 * SECOND), Tick(at(181)), Rules())
+    found = next(notice for notice in overdue.notices if notice.event.endswith("timed_out"))
+    assert (overdue.phase, found.level, found.event) == (Phase.COMPLETED, level, event)

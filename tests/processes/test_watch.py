@@ -253,7 +253,7 @@ def test_one_line_when_callers_begin_to_be_held_and_one_when_they_are_released(
     participant.leave(second)
     began, ended = caplog.records
     assert began.getMessage() == "[bg_id: '1'] holding callers: 3 so far"
-    text = "[bg_id: '1'] callers released: 5 were held, the longest for 1.2 s; 1 of them had timed out"
+    text = "[bg_id: '1'] callers released: 5 held, the longest for 1.2 s; 1 timed out"
     assert ended.getMessage() == text
     told = [(record.levelname, record.event, record.phase) for record in (began, ended)]  # type: ignore[attr-defined]  # extra
     assert told == [("INFO", "hold_started", "IN_PROGRESS"), ("INFO", "hold_ended", "POST")]
