@@ -133,7 +133,7 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True)
 class CertificateRenewed:
-    """A TLS login at the green host *host* succeeded under its name after the switchover."""
+    """A TLS login at the green host *host* succeeded under the name that it has after the switchover."""
 
     at: Instant
     host: str

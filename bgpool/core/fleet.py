@@ -110,7 +110,7 @@ class Message:
         term, seq: Its position in the stream. A claim of the leadership has the seq 0.
         leader: The id of the member that wrote it.
         issued_ns: The time of writing, on the leader's wall clock.
-        application: A digest of the role and database settings that the leader's queries depend on.
+        application: A digest of the engine, user and database for which the leader's queries are valid.
         hosts: The number of hosts that the leader counts, including itself.
         deployment: A digest of blue's name; empty while the leader has no inventory.
         whole: The seq, in this term, of the newest full message; of a full message, its own seq.

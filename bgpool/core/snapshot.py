@@ -79,7 +79,7 @@ class Snapshot:
         blue_moved: True if every blue endpoint resolves to a new address.
         green_gone: True if the green names no longer resolve.
         renamed: True if the green hosts have taken blue's names.
-        certified: The green hosts that accept the monitor's login under their names after the switchover.
+        certified: The green hosts that accept the monitor's login under the names that they have after the switchover.
         source_reading, target_reading: The last status that each role reported. Only a changed reading has an effect.
         source_read_only, target_read_only: True if the role accepts no writes; None while it does not answer.
         green_was_replica: True if green was a physical replica before its promotion, so that it has blue's transaction
@@ -166,12 +166,12 @@ class Snapshot:
 
     @property
     def all_certified(self) -> bool:
-        """True if every green host accepts the monitor's login under its name after the switchover."""
+        """True if every green host accepts the monitor's login under the name that it has after the switchover."""
         return all(host.name in self.certified for host in self.hosts_of(Role.TARGET))
 
     @property
     def is_overdue(self) -> bool:
-        """True if the timer ended the switchover before any evidence of green's takeover."""
+        """True if the timer ended the switchover and there is still no evidence that green took over."""
         return self.phase is Phase.COMPLETED and self.ready and not self.pinned and not self.blue_moved
 
     def reading(self, role: Role) -> Phase | None:

@@ -1,4 +1,4 @@
-"""The bus on streams of Redis 6.2 and later, or Valkey. Its ids are the fence: an XADD with a lower id is refused.
+"""The bus on streams of Redis 6.2 and later, or Valkey. Its ids are the fence: an XADD needs a higher id.
 
 There are two streams in one hash slot for each ``bg_id``. Neither may expire: deleting the key loses the order of ids.
 """

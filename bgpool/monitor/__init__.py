@@ -8,7 +8,7 @@ _is_monitor = False
 
 
 def be_monitor() -> None:
-    """Mark this process, and its children, as a monitor.
+    """Mark this process, and its children, as a monitor and nothing else.
 
     A monitor imports an application's module if that makes the password. Pools that the module creates, and perhaps
     uses while it loads, are plain pools: no caller may wait for the end of a switchover that this very process must
@@ -19,5 +19,5 @@ def be_monitor() -> None:
 
 
 def is_monitor() -> bool:
-    """Return whether this process is a monitor."""
+    """Return whether this process is a monitor and nothing else."""
     return _is_monitor

@@ -131,7 +131,7 @@ class MonitorConfig:
 
     @property
     def application_mark(self) -> str:
-        """Eight hex digits that are equal on hosts whose applications have the same user and database settings."""
+        """Eight hex digits that are equal on hosts whose applications use the same engine, user and database."""
         whose = repr((self.engine.value, self.app_user, self.app_database))
         return hashlib.sha256(whose.encode(errors="surrogatepass")).hexdigest()[:8]
 

@@ -1,4 +1,4 @@
-"""The doorbell: workers ring it when the server cuts a connection, operators with an order. It takes about 1 ms."""
+"""The doorbell, which wakes the monitor within 1 ms. Workers ring it for a cut connection, operators for an order."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def claim(files: RunFiles) -> Tenure | None:
 
 
 def _following(files: RunFiles, term: int, waited_s: float) -> int:
-    """Return the term to claim after *term*, for a process that has waited long enough.
+    """Return the term to claim after *term*, for a process that has waited *waited_s* seconds.
 
     It is never below a term with a pending segment file: that file may still be put in place, and only a higher term
     removes it. A process that holds that term's lock without starting was stopped in between: it is skipped.

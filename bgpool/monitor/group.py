@@ -134,7 +134,7 @@ class MonitorGroup:
         try:
             caller = Peer(listener, place.compatibility_key)
         except OSError:
-            # If descriptors have run out, requesters wait as long as for a process that hangs.
+            # If descriptors have run out, requesters wait no longer than for a process that hangs.
             time.sleep(HOST_PAUSE_S)
             return
         if len(self._threads) < HOST_MONITORS and self._imported.are_current():

@@ -43,7 +43,7 @@ class Inbox:
         self._is_awaited = False
 
     def put(self, event: AnyEvent) -> None:
-        """Add events that always count."""
+        """Add an event that always counts."""
         with self._lock:
             self._add(EventBatch((event,)))
 

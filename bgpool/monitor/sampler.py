@@ -29,7 +29,7 @@ _logger: Final = logging.getLogger("bgpool.monitor")
 
 
 class Sampler(StoppableThread):
-    """The only thread of the monitor that is not essential."""
+    """The thread that takes the samples. The monitor runs on without it."""
 
     def __init__(self, files: RunFiles, may_write: Callable[[], bool]) -> None:
         """Create the sampler for *files*; *may_write* returns whether this process is still the monitor."""

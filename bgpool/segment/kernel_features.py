@@ -31,7 +31,7 @@ class MissingFeature:
         name: Its name.
         text: The message: the feature is refused, and the consequences.
         remedy: The advice.
-        is_lacking: Tests the feature.
+        is_lacking: Tests the feature; returns whether it is refused.
     """
 
     name: str
@@ -50,7 +50,7 @@ def memory_file() -> int | None:
 
 
 def wiped_page() -> mmap.mmap | None:
-    """Return a page of memory that is zero in every forked child; None if the kernel does not support it."""
+    """Return a page of memory that is zero in every child, however it is forked; None if there is no support."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -88,7 +88,7 @@ _unsettled: Final[dict[int, Path]] = {}
 
 
 def try_lock(path: Path) -> Lock | None:
-    """Return the lock on *path*, held until it is released or the process ends; None if another process holds it.
+    """Return the lock on *path*, held until release or the process's end; None if it is held, even by this process.
 
     Raises:
         SegmentError: The file cannot be trusted, created or locked.

@@ -174,7 +174,7 @@ class Table:
 
     Attributes:
         doorbell: The time of the last nudge, live.
-        order: The operator's last order, live; 0 for none. Writing it rings the doorbell as well.
+        order: The operator's last order, live; 0 for none. Its writer then rings the doorbell.
     """
 
     def __init__(self, files: RunFiles) -> None:
@@ -235,7 +235,7 @@ class Table:
                     yield row, found[0], found[1], Usage(*found[2:])
 
     def count_since(self, mono_ns: int) -> int:
-        """Return the number of rows written at *mono_ns* or later, without a system call: dead ones count, too."""
+        """Return the number of rows written since *mono_ns*. It makes no system call, so the dead count for a while."""
         return sum(updated_ns >= mono_ns for updated_ns in self._rows[1::_ROW_WORDS].tolist())
 
     def _store(self, row: int, values: list[int] | tuple[int, ...], begin: int = 0) -> None:

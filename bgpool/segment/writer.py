@@ -154,9 +154,10 @@ class Writer:
         """Ensure that no earlier term can be believed, or put in place, from now on. Return the file in place.
 
         A process may be stopped between any two steps, for any time. This monitor's pending file exists before it
-        checks for those of others. So an earlier term whose pending file it does not see will find this one, or the
-        file in place, and give up. An earlier pending file that it does see is removed, so that its rename fails; or it
-        was renamed before, and is the file in place. The file in place is read only after writes to it no longer count.
+        checks for those of others. So an earlier term whose pending file it does not see will find this one, or
+        this monitor's file in place, and give up. An earlier pending file that it does see is removed, so that its
+        rename fails; or it was renamed before, and is the file in place. The file in place is read only after writes to
+        it no longer count.
         """
         for other in pending_files_of(self._files.segment):
             if other.term > self.term:
