@@ -48,7 +48,8 @@ class SwitchoverInterrupted(SwitchoverError):
 class CommitOutcomeUnknown(SwitchoverError):
     """The connection was cut during COMMIT, or in autocommit mode: the database may or may not have applied the change.
 
-    The text says which of the two, and what to check. A two-phase transaction may still be prepared.
+    The text says whether it was a COMMIT or autocommit, and what to check. A two-phase transaction may still be
+    prepared.
     """
 
 

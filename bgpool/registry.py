@@ -89,7 +89,9 @@ fork.call_in_child(_registry)
 
 
 def get_pool(dsn: str, bg_id: str | int | None = None, **options: Any) -> Pool[Any]:
-    """Return the pool for *dsn*. The same arguments return the same pool; it is created lazily and opened at first use.
+    """Return the pool for *dsn*. The same arguments return the same pool.
+
+    The pool is created at the first call and opened at first use.
 
     Safe before and after a fork: a child opens its own connections and does not use the parent's.
 

@@ -30,7 +30,7 @@ class _Job(threading.Thread, Generic[T]):
 def side_by_side(functions: Sequence[Callable[[], T]], timeout_s: float) -> list[T | None]:
     """Return the results of *functions*, each run in its own thread; None for one that takes longer than *timeout_s*.
 
-    Raises the first error that any of them raised.
+    Raises the error of the first of *functions*, in their order, that raised one.
     """
     jobs = [_Job(function) for function in functions]
     deadline = time.monotonic() + timeout_s

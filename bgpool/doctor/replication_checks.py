@@ -392,7 +392,7 @@ for _checks in (postgres_checks, mysql_checks):
 
 
 def _if_logical(replication: Replication) -> str:
-    """Return the condition as SQL if it applies to a logical replica."""
+    """Return the condition for a finding, as the beginning of its text; empty if green is a logical replica."""
     if replication.kind is Kind.LOGICAL:
         return ""
     return "if green becomes a logical replica (by a major version upgrade, on Aurora always), "

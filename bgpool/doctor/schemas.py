@@ -29,7 +29,7 @@ class Column:
     """A column, or a label of an enum, which has no type.
 
     Attributes:
-        required: True if a row without it is refused: NOT NULL without a default.
+        required: True if a row without it is refused: NOT NULL, and nothing fills it in.
     """
 
     name: str

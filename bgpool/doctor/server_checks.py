@@ -50,7 +50,8 @@ _RIGHTS: Final = """
                                      ('pg_catalog', 'get_blue_green_fast_switchover_metadata'))
 """
 _READ_ONLY: Final = {
-    # The doctor's session is read-only in any case, so use the default of the server, or of the role itself.
+    # The doctor's session is read-only in any case. So use the default that it would have had, unless that is from a
+    # setting of the role or the database.
     Engine.POSTGRESQL: "SELECT pg_catalog.pg_is_in_recovery() OR"
     f" (reset_val::bool AND {ROLES_SETTING.format(user='session_user', database='current_database()')} IS NULL)"
     " FROM pg_catalog.pg_settings WHERE name = 'default_transaction_read_only'",

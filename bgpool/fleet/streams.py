@@ -186,7 +186,7 @@ class StreamBus:
         return _joined(self._url.host, self._url.port) + at
 
     def _call(self, key: str, *command: Any, parse: Callable[[Any], T]) -> T:
-        """Return the parsed answer to *command*. It is sent once, and again after the first MOVED."""
+        """Return the parsed answer to *command*. It is sent once, and again after the first MOVED: it was not run."""
         try:
             answer = self._exchange(*command)
         except _ServerError as error:
