@@ -698,7 +698,7 @@ def receipts(
 
 
 def _unusable(text: str) -> typer.Exit:
-    """Return the exit for errors that a second attempt cannot fix: the call, a parameter, a library."""
+    """Return the exit for errors that a second attempt cannot fix: call, parameter, library, run directory."""
     typer.echo(text, err=True)
     return typer.Exit(2)
 

@@ -16,7 +16,7 @@ from bgpool.doctor.server import Server
 __all__ = ["OWN", "Kind", "Replication"]
 
 #: A condition on pg_class c and pg_namespace n: permanent objects of users, not of extensions. rdsadmin is AWS's
-#: schema.
+#: own user.
 OWN: Final = """
     n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND c.relpersistence <> 't'
     AND pg_catalog.pg_get_userbyid(c.relowner) <> 'rdsadmin'
