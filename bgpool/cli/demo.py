@@ -28,7 +28,7 @@ _COLOURS: Final = {"IN_PROGRESS": "bold red", "POST": "bold green", "COMPLETED":
 
 
 def run(engine: Engine, options: Mapping[str, Any], workers: int, threads: int, *, kill_monitor: bool) -> bool:
-    """Run a trial and show it. Return whether all rows are correct and no thread is missing.
+    """Run a trial and show it. Return whether all rows are correct and no thread or worker is missing.
 
     Args:
         engine: The database engine.
