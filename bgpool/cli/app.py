@@ -299,7 +299,7 @@ def rehearse(
         from bgpool.cli import rehearse as show
         from bgpool.lab.rehearsal import Plan
     except ModuleNotFoundError as error:
-        typer.echo(f"a rehearsal needs {error.name}: pip install 'bgpool[demo]'", err=True)
+        typer.echo(f"a rehearsal needs {error.name}: pip install 'bgpool[demo]' (in a clone: '.[demo]')", err=True)
         raise typer.Exit(3) from None
     signal.signal(signal.SIGTERM, _interrupt)
     plan = Plan(

@@ -154,7 +154,7 @@ def _monitor(case: Case) -> Verdict:
                 f"no process uses bg_id {case.settings.bg_id!r} on this host now; the first checkout starts one"
             )
         return _no_monitor(case, f"the last heartbeat is {age_s:.1f} s old")
-    return ok(f"pid {mapped.header.pid}, term {mapped.header.term}, for {len(case.rows)} processes")
+    return ok(f"pid {mapped.header.pid}, term {mapped.header.term}, processes: {len(case.rows)}")
 
 
 @host_checks.check("ready", "Has the monitor seen all that a switchover of this DSN takes?")
@@ -184,7 +184,7 @@ def _ready(case: Case) -> Verdict:
             f"not ready: {'; '.join(missing)}",
             "wait until it is; if it stays so, the findings above and below tell why",
         )
-    return ok(f"{snapshot.phase.name}, {len(snapshot.twins)} blue endpoints with their green ones")
+    return ok(f"{snapshot.phase.name}, blue endpoints with their green ones: {len(snapshot.twins)}")
 
 
 @host_checks.check("parameters", "Does the monitor watch with parameters that show it the metadata, and do this DSN's?")

@@ -112,8 +112,8 @@ def _tls(case: Case) -> Verdict:
     if not unproved:
         return ok("verify-full" if case.dsn.engine is Engine.POSTGRESQL else "ssl_verify_identity")
     return warning(
-        f"not to {' and '.join(unproved)} ({_unproved_mode(case.dsn)}): an attacker who redirects a name "
-        "can impersonate blue",
+        f"servers need not prove their names to {' and '.join(unproved)} ({_unproved_mode(case.dsn)}): an attacker "
+        "who redirects a name can impersonate blue",
         f"add {_VERIFYING[case.dsn.engine]} to the DSN; bgpool keeps names apart from addresses, also in a switchover",
     )
 

@@ -277,11 +277,12 @@ def test_a_monitor_that_lives_one_that_is_silent_and_none(place: Path, monkeypat
     monkeypatch.setattr(host_checks, "HEARTBEAT_STALE_S", 3600.0)
     found = host(Case(DSN))
     assert (found["monitor"].result, found["ready"].result) == (Result.OK, Result.WARNING)
-    assert str(os.getpid()) in found["monitor"].text
+    assert found["monitor"].text == f"pid {os.getpid()}, term 1, processes: 1"
     blue = Case(DSN).dsn.endpoint
     fit = Snapshot("1", Phase.CREATED, ready=True, source_read_only=False, hosts=(Host(blue, 5432, Role.SOURCE),))
     writer.publish(fit)
     assert host(Case(DSN))["ready"].result is Result.OK
+    assert host(Case(DSN))["ready"].text == "CREATED, blue endpoints with their green ones: 0"
     for other, reason in (
         (replace(fit, hold_until_ns=2**62), "an operator holds every checkout"),
         (replace(fit, phase=Phase.COMPLETED), "the switchover is over, and no new deployment is seen"),

@@ -92,9 +92,9 @@ def test_the_last_one_as_a_table(files: RunFiles, timeline: Callable[..., Result
     assert "bg_id 'ledger': completed" in result.stdout
     assert re.search(r" 1523 ms +POST \(green promoted\)\n", result.stdout)
     assert "held for 1.523 s from IN_PROGRESS; evidence of the release: green promoted" in result.stdout
-    assert "2 workers: at most 6 callers held, 2 checkouts failed, 4 connections cut" in result.stdout
-    told = "2 SwitchoverHoldTimeout, 6 SwitchoverInterrupted; 8 units of work were run again\n"
-    assert f"errors that reached the application: {told}" in result.stdout
+    assert "workers 2, callers held at most 6, failed checkouts 2, cut connections 4" in result.stdout
+    told = "2 SwitchoverHoldTimeout, 6 SwitchoverInterrupted; units of work that were run again: 8\n"
+    assert f"errors of bgpool that reached the application: {told}" in result.stdout
 
 
 def test_the_same_as_json(files: RunFiles, timeline: Callable[..., Result]) -> None:
@@ -125,7 +125,7 @@ def test_the_picture_is_whole_and_needs_nothing(
     titles = [title.text for title in root.iter(f"{SVG}title")]
     assert titles.count("3 SwitchoverInterrupted, 2 cut at +1.00 s") == 2
     assert titles.count("1 SwitchoverHoldTimeout at +0.50 s") == 2
-    assert any((text or "").startswith("Errors that reached the application: 2 Switchover") for text in words)
+    assert any((text or "").startswith("Errors of bgpool that reached the application: 2 Switchover") for text in words)
     page = html.read_text(encoding="utf-8")
     assert "default-src 'none'" in page
     assert "prefers-color-scheme: dark" in page
@@ -248,8 +248,8 @@ def test_a_recording_of_an_earlier_version_has_no_types(files: RunFiles, timelin
         worker["samples"] = [values[:7] for values in worker["samples"]]
     path.write_text(json.dumps(found))
     result = timeline()
-    assert "2 checkouts failed" in result.stdout
-    assert "errors that reached the application: not recorded by type" in result.stdout
+    assert "failed checkouts 2" in result.stdout
+    assert "errors of bgpool that reached the application: not recorded by type" in result.stdout
 
 
 def test_png_without_its_library_says_what_to_install(

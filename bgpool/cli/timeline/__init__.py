@@ -103,7 +103,7 @@ def _text(story: RecordedSwitchover) -> str:
             sum(getattr(worker.samples[-1], name) for worker in crowd if worker.samples) for name in ("failed", "cut")
         )
         lines.append(
-            f"{len(crowd)} workers: at most {held} callers held, {failed} checkouts failed, {cut} connections cut"
+            f"workers {len(crowd)}, callers held at most {held}, failed checkouts {failed}, cut connections {cut}"
         )
     if told := told_errors(story.recording):
         lines.append(told)

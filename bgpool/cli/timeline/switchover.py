@@ -114,8 +114,8 @@ def told_errors(recording: Recording) -> str:
     without = "not recorded by type" if any(sample.failed for sample in last) else "none"
     errors = ", ".join(f"{count} {name}" for name, count in recording.errors.items()) or without
     repeated = sum(sample.repeated for sample in last)
-    again = f"; {repeated} units of work were run again" if repeated else ""
-    return f"errors that reached the application: {errors}{again}"
+    again = f"; units of work that were run again: {repeated}" if repeated else ""
+    return f"errors of bgpool that reached the application: {errors}{again}"
 
 
 def deployments(directory: Path) -> tuple[RunFiles, ...]:
