@@ -500,7 +500,7 @@ FAILED = Requests("http://127.0.0.1/", 100, 1, ("status 500: \x1b[2J",), 1.9, 0.
         ({}, {}, []),
         ({}, {"here": 1}, ["of 2 processes 1 are left; gone: 2"]),
         ({"outcome": "not ended"}, {}, ["the outcome of the switchover is 'not ended', expected 'completed'"]),
-        ({"requests": FAILED}, {}, ["1 requests failed"]),
+        ({"requests": FAILED}, {}, ["failed requests: 1"]),
         ({"processes": (IDLE, IDLE)}, {}, [UNUSED]),
         ({"processes": (IDLE, replace(IDLE, checkouts=1))}, {}, []),
         # Still held at the end: a checkout that is not over is in no row.
@@ -521,11 +521,11 @@ def test_findings(changes: Mapping[str, Any], more: Mapping[str, Any], found: li
 
 def test_what_is_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # uvicorn ends itself by the signal that it was told with.
-    report = replace(REPORT, requests=FAILED, findings=("1 requests failed",), exit_status=-15)
+    report = replace(REPORT, requests=FAILED, findings=("failed requests: 1",), exit_status=-15)
     monkeypatch.setattr(show, "rehearse", lambda *_, **__: report)
     assert show.run(Plan(("true",)), tmp_path / "log", as_json=False) == show.FAILED
     printed = capsys.readouterr().out
-    assert "NOT WELL: 1 requests failed" in printed
+    assert "NOT WELL: failed requests: 1" in printed
     assert "\x1b[2J" not in printed
     assert "? on old blue" in printed
     assert "ended after SIGTERM, by signal 15" in printed

@@ -103,7 +103,7 @@ def _findings(report: Rehearsed, wanted: str, here: int, ended_early: int | None
     if here < were and not report.ended_by_itself:
         yield f"of {were} processes {here} are left; gone: {', '.join(map(str, gone))}"
     if report.requests is not None and report.requests.failed:
-        yield f"{report.requests.failed} requests failed"
+        yield f"failed requests: {report.requests.failed}"
     if not any(process.checkouts or process.most_held for process in report.processes):
         yield "no caller used a pool during or after the switchover: the rehearsal shows nothing"
 
