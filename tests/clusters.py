@@ -22,7 +22,7 @@ from bgpool.lab.binaries import Programs
 
 __all__ = ["copy_clusters", "in_memory", "shared_memory"]
 
-#: What is given to none but the initdb of an upgrade.
+#: An option only for the initdb of an upgrade.
 WITHOUT_CHECKSUMS: Final = "--no-data-checksums"
 
 MEMORY: Final = Path("/dev/shm")
@@ -45,7 +45,7 @@ def in_memory(patch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def shared_memory() -> Iterator[Path]:
-    """What is in shared memory, but for what tests have put there as in_memory has them."""
+    """Return the files in shared memory, except those that tests created with in_memory."""
     for path in MEMORY.iterdir():
         if not path.name.startswith(PREFIX):
             yield path
@@ -87,5 +87,5 @@ def copy_clusters(patch: pytest.MonkeyPatch, directory: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """What *source* has in it, with owners and modes."""
+    """Copy the contents of *source*, with owners and modes."""
     subprocess.run(["cp", "-a", f"{source}/.", str(target)], check=True, timeout=60)

@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Fixtures for all tests."""
 
 from __future__ import annotations
 
@@ -80,10 +80,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture
 def own_log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """caplog, without what the collector finds of earlier tests.
+    """caplog, without records that the garbage collector causes for earlier tests.
 
-    A call of asyncpg.connect that is cancelled while it opens its socket, for one, is logged by asyncio at ERROR when
-    the collector comes by.
+    For example, asyncio logs a call of asyncpg.connect that was cancelled while its socket opened, at ERROR, when it is
+    collected.
     """
     gc.collect()
     caplog.clear()
@@ -171,7 +171,7 @@ def cut_at_the_question(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 @pytest.fixture
 def replica() -> bool:
-    """Whether green was a physical replica before the switchover."""
+    """True if green was a physical replica before the switchover."""
     return True
 
 

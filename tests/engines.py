@@ -1,4 +1,4 @@
-"""How the tests speak to each engine, where a promise names none."""
+"""Access to each engine, for tests that do not depend on it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = [
 
 
 class Kit(ABC):
-    """What a test needs of an engine.
+    """The operations that a test needs of an engine.
 
     Attributes:
         error: The driver's OperationalError.
@@ -45,12 +45,12 @@ class Kit(ABC):
     error: type[Exception]
     programming_error: type[Exception] | tuple[type[Exception], ...]
 
-    #: Whether the test is run in a greenlet of SQLAlchemy's, see tests.greenlets.
+    #: True if the test runs in a greenlet of SQLAlchemy, see tests.greenlets.
     in_greenlet = False
 
     @property
     def name(self) -> str:
-        """What tests are called by it."""
+        """The engine's name in test ids."""
         return self.engine.value
 
     @abstractmethod
@@ -63,7 +63,7 @@ class Kit(ABC):
 
     @abstractmethod
     def session(self, conn: Any) -> int:
-        """What the server calls the connection."""
+        """Return the server's id of the connection."""
 
     @abstractmethod
     def sleep(self, conn: Any, seconds: float) -> None:
@@ -83,7 +83,7 @@ class Kit(ABC):
 
     @abstractmethod
     def refused_as_read_only(self, error: BaseException) -> bool:
-        """Whether *error* has the number that the server gave it."""
+        """Return whether *error* has the code of a read-only server."""
 
     def drivers(self, conn: Any) -> Any:
         """The driver's connection under *conn*."""
@@ -98,7 +98,7 @@ class Kit(ABC):
         return int(self.execute(conn, "SELECT count(*) FROM ledger")[0][0])
 
     def write(self, conn: Any) -> None:
-        """Write a row that nobody looks for."""
+        """Write a row that no test reads."""
         self.execute(conn, "INSERT INTO ledger (worker, thread, n) VALUES (77, 7, 7)")
 
 
@@ -240,12 +240,12 @@ class Sqlalchemy(Kit):
 
     @property
     def on_asyncpg(self) -> bool:
-        """Whether asyncpg is the driver."""
+        """True if the driver is asyncpg."""
         return self._kit is ASYNCPG
 
     @property
     def suffix(self) -> str:
-        """What bgpool's dialects add to the name of the engine's in a URL."""
+        """The suffix of the dialects after the engine's name in a URL."""
         return "+bgpool_asyncpg" if self.on_asyncpg else "+bgpool"
 
     @property
@@ -316,7 +316,7 @@ def on_each_engine(metafunc: pytest.Metafunc) -> None:
 
 
 def extra_kits(metafunc: pytest.Metafunc) -> list[Kit]:
-    """That of asyncio, for a test that is to be run so, too."""
+    """The kit for asyncio, for a test that also runs there."""
     wanted = getattr(metafunc.module, "ASYNCIO", False)
     alone = any(metafunc.definition.iter_markers("threads_alone"))
     return [ASYNCIO] if wanted and not alone else []

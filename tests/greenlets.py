@@ -31,7 +31,7 @@ _of_the_loop: list[sqlalchemy.Engine] = []
 
 
 def call_in_greenlet(function: Callable[..., object], **arguments: Any) -> None:
-    """Call *function* in a greenlet of a new loop's task, where time.sleep lets the others go on."""
+    """Call *function* in a greenlet of a new loop's task, where time.sleep lets other tasks run."""
 
     def sleep(seconds: float) -> None:
         if in_greenlet():
@@ -57,7 +57,7 @@ def _close(engine: sqlalchemy.Engine) -> None:
 
 
 def start(function: Callable[[], object]) -> Callable[[float], object]:
-    """Call *function* beside the caller, in a thread or a task; returns what waits for its end, for some seconds."""
+    """Call *function* in a thread or a task; return a function that waits for its end for some seconds."""
     if in_greenlet():
         task = asyncio.get_running_loop().create_task(greenlet_spawn(function))
         return lambda timeout_s: await_only(asyncio.wait_for(task, timeout_s))
@@ -80,7 +80,7 @@ def run(maker: Any, fn: Callable[..., Any], *args: Any, **options: Any) -> Any:
 def _of_asyncio(maker: Any) -> Any:
     if not isinstance(maker, sessionmaker):
         return AsyncEngine(maker)
-    # Its own sessions, so that their listeners hear of them.
+    # Separate sessions, so that their listeners are called.
     return async_sessionmaker(sync_session_class=lambda **_options: maker())
 
 

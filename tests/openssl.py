@@ -19,21 +19,21 @@ def spoil() -> None:
 
 
 def is_spoiled() -> bool:
-    """Whether an error is in the queue; looking empties it."""
+    """Return whether an error is in the queue; the check empties it."""
     try:
         _OBSERVER.client.read(1)
     except ssl.SSLWantReadError:
         return False
     except OSError:  # ssl.SSLError is one
         return True
-    raise AssertionError("nobody has said anything")
+    raise AssertionError("no error was queued")
 
 
 class Ends:
     """The two ends of a TLS connection in memory, after their handshake.
 
     Attributes:
-        to_client: What the server has sent and the client has not read.
+        to_client: Bytes that the server has sent and the client has not read.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What an application's own name stands for, asked of a real DNS server and of a hosts file."""
+"""The endpoint behind an application's own name, from a real DNS server and from a hosts file."""
 
 from __future__ import annotations
 

@@ -266,7 +266,7 @@ def test_a_token_of_elasticache_is_for_one_cache_and_user(serverless: bool) -> N
 def test_it_is_the_token_of_awss_own_recipe(
     monkeypatch: pytest.MonkeyPatch, serverless: bool, session_token: str
 ) -> None:
-    """What AWS's documentation has in Python, signed with the same credentials in the same second."""
+    """The Python code of AWS's documentation gives the same token with the same credentials in the same second."""
     import botocore.session
     from botocore.model import ServiceId
     from botocore.signers import RequestSigner

@@ -49,7 +49,7 @@ def config_of(dsn: str = URL, **given: Any) -> MonitorConfig:
 
 
 def fleet_of(**given: Any) -> FleetConfig:
-    """As it arrives in the monitor."""
+    """Return the configuration as it arrives in the monitor."""
     fleet = MonitorConfig.load(config_of(**{"bg_fleet": BUS, **given}).dump()).fleet
     assert fleet is not None
     return fleet
@@ -134,7 +134,7 @@ def test_what_is_no_url_of_a_bus_is_refused_and_not_repeated(given: object, monk
         assert SECRET not in shown(caught.value)
 
 
-def test_what_may_be_told_of_a_bus() -> None:
+def test_the_public_part_of_a_bus() -> None:
     fleet = fleet_of(bg_fleet_key=KEY)
     assert (fleet.host, fleet.port, fleet.user, fleet.is_encrypted) == ("bus.example.com", 6380, "watcher", True)
     assert fleet.place == "bus.example.com:6380"
@@ -273,7 +273,7 @@ def test_a_key_callable_is_called_in_the_monitor(monkeypatch: pytest.MonkeyPatch
     maker = KeyMaker(fleet)
     assert maker.make() == (KEY, OLD)
     monkeypatch.setattr("tests.test_fleet_settings.KEY", b"n" * 32)
-    assert maker.make() == (b"n" * 32, OLD), "a key that was changed is had anew"
+    assert maker.make() == (b"n" * 32, OLD), "a changed key is fetched"
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_a_key_callable_is_called_in_the_monitor(monkeypatch: pytest.MonkeyPatch
         (broken_key, PasswordFailed, "the callable bg_fleet_key failed: ValueError"),
     ],
 )
-def test_a_key_callable_that_makes_none_says_so_and_no_secret(
+def test_a_key_callable_without_a_key_is_reported_without_a_secret(
     function: Callable[[], object], error: type[Exception], says: str
 ) -> None:
     with pytest.raises(error, match=says) as caught:
@@ -301,14 +301,14 @@ def test_callables_that_cannot_be_handed_over_are_refused() -> None:
         with pytest.raises(ConfigurationError, match=r"cannot be passed to the monitor.*top level") as caught:
             config_of(bg_fleet=BUS.replace(f":{SECRET}", ""), **given)
         assert "s3cret" not in shown(caught.value)
-        # Nobody is to call them.
+        # They must not be called.
         assert config_of(**given).fleet is None
     for name in ("bg_fleet_key", "bg_fleet_password"):
         with pytest.raises(ConfigurationError, match=f"^{name}: .*not a coroutine function"):
             settings_of(**{name: no_key})
 
 
-def test_callables_that_the_monitor_cannot_import_say_so() -> None:
+def test_callables_that_the_monitor_cannot_import_are_reported() -> None:
     fleet = fleet_of(bg_fleet_key=two_keys)
     gone = pickle.dumps(two_keys).replace(b"tests.test_fleet_settings", b"tests.test_fleet_nowhere_")
     with pytest.raises(ConfigurationError, match=r"bg_fleet_key cannot be used .*'tests.test_fleet_nowhere_'"):
@@ -378,7 +378,7 @@ def test_an_unknown_parameter_is_named_without_its_value() -> None:
         assert KEY.decode() not in shown(caught.value)
 
 
-# -- whoever takes bgpool's parameters --------------------------------------------------------------------------
+# -- all consumers of the parameters ----------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -459,7 +459,7 @@ def test_whose_settings_the_leader_asks_about() -> None:
 
 @pytest.mark.usefixtures("_closed")
 def test_the_monitor_has_the_bus_of_the_pool_whose_parameters_it_uses(tmp_path: Path) -> None:
-    """As with intervals and all other parameters that pools of one deployment may have different."""
+    """The same holds for intervals and all other parameters that may differ between pools of one deployment."""
     first = bgpool.get_pool(URL, bg_run_dir=tmp_path, bg_fleet=BUS, bg_fleet_key=KEY)
     second = bgpool.get_pool(URL, bg_run_dir=tmp_path)
     assert first.participant is second.participant
@@ -486,7 +486,7 @@ def test_who_takes_no_part_has_no_bus(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_rehearsal_has_no_bus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its servers are the lab's, and the real application's hosts would hear of them."""
+    """Its servers are the lab's, and the hosts of the real application would receive their readings."""
     monkeypatch.setenv("BGPOOL_REHEARSAL", "a mark")
     assert config_of(bg_fleet=BUS, bg_fleet_key=KEY).fleet is None
     with pytest.raises(ConfigurationError, match="needs a key"):

@@ -58,8 +58,8 @@ class Line(NamedTuple):
 
     Attributes:
         where: File and line number.
-        level: Its name; empty where the call does not say.
-        texts: What the text may look like, as patterns; none where the call does not say.
+        level: Its name; empty if the call does not name it.
+        texts: Patterns of the possible texts; none if the call does not contain them.
     """
 
     where: str
@@ -234,7 +234,7 @@ def test_what_the_monitor_says_is_relayed_with_its_fields(tmp_path: Path, caplog
     assert told(record) == {"bg_id": "ledger", "phase": "CREATED", "event": "ready", "host": ""}
 
 
-def test_at_readiness_a_server_that_may_end_a_held_worker_is_told(
+def test_at_readiness_a_server_that_may_end_a_held_worker_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     files = RunFiles.of(tmp_path / "run", "ledger")
@@ -257,7 +257,7 @@ def _is_said(caplog: pytest.LogCaptureFixture, text: str) -> bool:
     return text in caplog.text
 
 
-def test_what_a_segment_made_anew_has_to_say_is_relayed_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_notices_of_a_new_segment_are_relayed_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Its lines count from 1 again."""
     files = RunFiles.of(tmp_path / "run", "ledger")
     prepare_run_dir(files.directory)
@@ -270,13 +270,13 @@ def test_what_a_segment_made_anew_has_to_say_is_relayed_too(tmp_path: Path, capl
         lines.append(Notice(number, logging.INFO, "bgpool.switchover", f"line {number}", "ready"))
         writer.publish(Snapshot("ledger", Phase.CREATED, notices=tuple(lines[-2:])))
         wait_until(partial(_is_said, caplog, f"line {number}"))
-    anew = Notice(1, logging.INFO, "bgpool.switchover", "begun anew", "ready")
+    anew = Notice(1, logging.INFO, "bgpool.switchover", "restarted", "ready")
     writer.publish(Snapshot("ledger", Phase.CREATED, notices=(anew,)))
-    wait_until(lambda: "begun anew" in caplog.text)
+    wait_until(lambda: "restarted" in caplog.text)
     writer.publish(Snapshot("ledger", Phase.CREATED, ready=True, notices=(anew,)))
     participant.leave(nobody)
     said = [record.message.partition("] ")[2] for record in caplog.records]
-    assert said == ["line 4", "line 5", "begun anew"], "each once, and what was said before we came, not at all"
+    assert said == ["line 4", "line 5", "restarted"], "each once, without lines from before the relay began"
 
 
 def test_a_format_may_name_every_field(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,4 +1,4 @@
-"""Metrics: what is told is what the rows and the snapshot say, by documented names, and a scrape never fails."""
+"""Metrics have the values of the rows and the snapshot, by documented names, and a scrape never fails."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def value(samples: Samples, name: str, **labels: str) -> float:
     return found
 
 
-def test_the_whole_host_is_told(files: RunFiles) -> None:
+def test_metrics_cover_the_whole_host(files: RunFiles) -> None:
     writer = Writer(files, 3, Snapshot("ledger", Phase.IN_PROGRESS, epoch=7, ready=True))
     writer.beat()
     history.keep(files, Snapshot("ledger", Phase.COMPLETED, timeline=(TimelineEntry(1, 2, "PREPARATION"),)))
@@ -221,7 +221,7 @@ def test_a_monitor_in_the_foreground_answers_scrapes(monitor: subprocess.Popen[s
 
 
 @pytest.mark.lab
-def test_opentelemetry_is_told_of_every_pool_and_of_the_host(tmp_path: Path) -> None:
+def test_opentelemetry_has_every_pool_and_the_host(tmp_path: Path) -> None:
     reader = InMemoryMetricReader()
     bgpool.metrics.instrument(MeterProvider([reader]))
     with Pair() as pair:
@@ -232,7 +232,7 @@ def test_opentelemetry_is_told_of_every_pool_and_of_the_host(tmp_path: Path) -> 
             deadline = time.monotonic() + 20
             with pool.connection():
                 while "bgpool.phase" not in (told := collected(reader)):
-                    assert time.monotonic() < deadline, "nobody speaks for the host"
+                    assert time.monotonic() < deadline, "no process reports the host's values"
                     time.sleep(0.05)
                 own = {"bgpool.bg_id": "otel", "db.client.connection.pool.name": pool.name}
                 assert (own, 1) in told["bgpool.checkouts"]

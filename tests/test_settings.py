@@ -379,7 +379,7 @@ def refuse(secret: str) -> Reluctant:
     raise ValueError(secret)
 
 
-def test_a_password_callable_that_the_monitor_cannot_read_says_so_and_no_secret(tmp_path: Path) -> None:
+def test_a_password_callable_that_the_monitor_cannot_import_is_reported_without_a_secret(tmp_path: Path) -> None:
     place, settings, _ = parse(URL, {"password": Reluctant()})
     with pytest.raises(ConfigurationError, match=r"in the monitor's process \(ValueError\).*RdsIam") as caught:
         _ = MonitorConfig.of(place, settings, tmp_path).password
@@ -396,7 +396,7 @@ def test_where_a_name_has_to_be_proved() -> None:
     assert parse(URL, {"password": token})[0].names_matter
 
 
-def test_a_name_has_to_be_proved_where_the_environment_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_are_verified_if_the_environment_requires_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse(f"{URL}?sslrootcert=system", {})[0].params["sslmode"] == "verify-full"
     monkeypatch.setenv("PGSSLMODE", "verify-full")
     for place in (parse(URL, {})[0], parse(f"{URL}?sslmode=require", {})[0]):
@@ -491,7 +491,7 @@ def test_words_that_disable(value: str | None, disabled: bool, monkeypatch: pyte
 
 
 def test_a_user_id_without_an_account(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a container of OpenShift; the driver says that a user is missing."""
+    """For example in a container of OpenShift; the driver reports that a user is missing."""
 
     def no_account(_uid: int) -> None:
         raise KeyError("getpwuid(): uid not found")

@@ -26,7 +26,7 @@ from bgpool.testing import Deployment
 GetPool = Callable[..., bgpool.Pool[Any]]
 
 PHASES = list(bgpool.Phase)
-#: Nobody listens there. A test that uses it never gets so far.
+#: Without a listener. A test that uses it never connects.
 NOWHERE = "postgresql://app@127.0.0.1:9/app"
 
 
@@ -75,7 +75,7 @@ def test_without_a_directory_one_in_memory_is_made_and_removed() -> None:
         assert deployment.bg_id == "ledger"
         assert run_dir.stat().st_mode & 0o777 == 0o700
         assert bgpool.get_pool(NOWHERE, bg_id="ledger", bg_run_dir=run_dir).stats().phase is bgpool.Phase.CREATED
-        # A pool that nobody has used yet is no worker.
+        # A pool that was not used yet is no worker.
         assert [reason[:10] for reason in bgpool.status("ledger", run_dir).missing] == ["no worker:"]
     assert not run_dir.exists()
 
@@ -104,7 +104,7 @@ def test_no_pool_starts_a_monitor(tmp_path: Path) -> None:
         assert pool.stats().phase is bgpool.Phase.IN_PROGRESS
 
 
-def test_who_is_still_held_at_the_end_is_let_go(tmp_path: Path) -> None:
+def test_a_caller_still_held_at_the_end_gets_an_error(tmp_path: Path) -> None:
     with bgpool.testing.deployment(tmp_path) as deployment:
         pool = bgpool.get_pool(NOWHERE, bg_run_dir=deployment.run_dir)
         deployment.phase(bgpool.Phase.IN_PROGRESS)
@@ -113,7 +113,7 @@ def test_who_is_still_held_at_the_end_is_let_go(tmp_path: Path) -> None:
     assert isinstance(what_came(caller), bgpool.PoolClosed)
 
 
-def test_a_coroutine_that_is_still_held_at_the_end_is_let_go(tmp_path: Path) -> None:
+def test_a_coroutine_still_held_at_the_end_gets_an_error(tmp_path: Path) -> None:
     async def main() -> None:
         async with bgpool.testing.deployment(tmp_path) as deployment:
             pool = bgpool.get_async_pool(NOWHERE, bg_run_dir=deployment.run_dir)
@@ -214,7 +214,7 @@ def test_names_need_addresses(tmp_path: Path) -> None:
         pass
 
 
-def test_any_other_fact_can_be_told(tmp_path: Path) -> None:
+def test_any_other_event_can_be_applied(tmp_path: Path) -> None:
     with bgpool.testing.deployment(tmp_path) as deployment:
         deployment.tell(ProbeFailed(Instant(1, 1), Role.TARGET, "gone"))
         assert "green does not answer" in deployment.snapshot.notices[-1].text

@@ -1,4 +1,4 @@
-"""What the server around a process allows it: found out by the hooks, told by log, row, status and doctor."""
+"""The time limit of the server around a process: found by the hooks; shown by log, row, status and doctor."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DSN = "postgresql://app:s3cret@127.0.0.1:1/app"
 
 @pytest.fixture(autouse=True)
 def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A run directory, in a process whose server nobody knows, and which starts no monitor."""
+    """A run directory, in a process with an unknown server, which starts no monitor."""
     monkeypatch.setenv("BGPOOL_RUN_DIR", str(tmp_path / "run"))
     monkeypatch.delenv("GUNICORN_CMD_ARGS", raising=False)
     monkeypatch.setattr(worker_timeout, "_limit_ms", 0)
@@ -75,7 +75,7 @@ def test_the_doctor_compares_the_hold_with_the_server(monkeypatch: pytest.Monkey
         ("--name 'unclosed", None),
     ],
 )
-def test_what_gunicorn_was_told(arguments: str, seconds: float | None) -> None:
+def test_gunicorns_timeout_from_its_arguments(arguments: str, seconds: float | None) -> None:
     assert gunicorn_timeout_s(arguments) == seconds
 
 
@@ -83,7 +83,7 @@ def test_what_gunicorn_was_told(arguments: str, seconds: float | None) -> None:
 
 
 class SyncWorker:
-    """As far as the hook looks at gunicorn's."""
+    """The part of gunicorn's worker that the hook uses."""
 
     def __init__(self, timeout: float, binds: int = 1) -> None:
         self.cfg, self.sockets, self.timeout = SimpleNamespace(timeout=timeout), [object()] * binds, timeout / 2
@@ -105,7 +105,7 @@ def test_gunicorns_hook_knows_its_timeout(worker: Any, limit_ms: int, monkeypatc
     assert worker_timeout.busy_limit_ms() == limit_ms
 
 
-def test_a_worker_that_may_be_killed_while_held_says_so(
+def test_a_worker_that_may_be_killed_while_held_logs_it(
     run_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bgpool.get_pool(DSN, "limits", timeout=20, max_size=7)

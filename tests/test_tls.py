@@ -1,4 +1,4 @@
-"""No TLS connection of ours is harmed by what is in OpenSSL's error queue, and none leaves an error there."""
+"""Errors in OpenSSL's error queue do not affect bgpool's TLS connections, and these leave none there."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_threads_clear_at_the_same_time() -> None:
 
 def test_a_context_made_before_gevent_patched_is_not_used_after(monkeypatch: pytest.MonkeyPatch) -> None:
     class Green:
-        """As gevent's: another class, of the same name."""
+        """Like gevent's: another class with the same name."""
 
         def __init__(self, protocol: int) -> None:
             self.protocol = protocol
@@ -202,7 +202,7 @@ def test_other_terms_have_another_context_and_a_missing_file_none(tmp_path: Path
         shared("terms", [str(file)], object)
 
 
-def test_contexts_are_not_collected_for_ever_and_show_no_password() -> None:
+def test_contexts_are_limited_in_number_and_show_no_password() -> None:
     first = shared(("password", "s3cret"), [], object)
     assert "s3cret" not in repr(tls._made)
     for number in range(SSL_CONTEXTS):

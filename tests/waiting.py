@@ -9,8 +9,7 @@ from typing import Final
 
 __all__ = ["PATIENCE_S", "quickest", "until", "wait_until"]
 
-#: What is to happen at once may take so long on a machine that does ten other things. Nobody waits so long but for what
-#: never happens.
+#: The limit for events that should be immediate, on a machine that is busy. Only a failing test waits that long.
 PATIENCE_S: Final = 30.0
 
 
@@ -23,7 +22,7 @@ def wait_until(condition: Callable[[], object], timeout_s: float = PATIENCE_S) -
 
 
 async def until(condition: Callable[[], object], timeout_s: float = PATIENCE_S) -> None:
-    """The same in an event loop, which goes on meanwhile."""
+    """The same in an event loop, which is not blocked."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "condition not met in time"

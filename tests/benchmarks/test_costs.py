@@ -1,4 +1,4 @@
-"""The benchmarks of costs: what they count, they count rightly, and a small one of each comes to something."""
+"""The benchmarks of costs: their counts are correct, and a small run of each has a result."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LOG = """\
 """
 
 
-def test_a_log_tells_who_came_and_what_became_of_it() -> None:
+def test_a_log_shows_each_session_and_its_end() -> None:
     found = attempts(LOG.splitlines())
     assert [(each.user, each.ok) for each in found] == [("app", True), ("truth", False), ("", False)]
     assert round(found[0].ended_s - found[0].received_s, 3) == 0.003
@@ -55,7 +55,7 @@ def storm(workers: int, calls: list[Call], came: list[Attempt]) -> Storm:
     return Storm(workers, THREADS, 1.0, 8, 10.0, 12.0, 1000.0, calls, came)
 
 
-def test_a_storm_is_told_in_figures() -> None:
+def test_a_storm_is_summarised_in_figures() -> None:
     before = [Call(0, 0, at / 100, at / 100, ok=True) for at in range(900, 1000)]
     failed = Call(0, 0, 10.0, 11.0, ok=False)
     after = [Call(0, thread, 11.0, 12.5 + thread / 10, ok=True) for thread in range(THREADS)]

@@ -1,4 +1,4 @@
-"""How repetitions become tables, rankings and a page."""
+"""Repetitions become tables, rankings and a page."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_who_never_came_back_is_last() -> None:
     ]
 
 
-def test_who_changed_places_is_told() -> None:
+def test_changed_ranks_are_reported() -> None:
     same = merge([result(a=0.1, b=0.2), result(a=0.2, b=0.3)])
     assert next(rankings(same.tables[0])) == "Ranking (healthy), in all of 2 repetitions: a < b"
     other = merge([result(a=0.1, b=0.2, c=1.0), result(a=0.3, b=0.2, c=1.0), result(a=0.1, b=0.2, c=1.0)])
@@ -85,7 +85,7 @@ def test_results_are_kept_by_name_and_machine(tmp_path: Path) -> None:
     assert {name: len(runs) for name, runs in kept["runs"].items()} == {"storm": 1, "status": 2}
     assert {"processor", "cores", "memory", "system"} == set(kept["machine"])
     assert {"Python", "bgpool", "psycopg", "PostgreSQL"} <= set(kept["versions"])
-    # Figures of a hasty run do not stand beside others.
+    # Figures of a quick run are not put next to others.
     keep(tmp_path, {"status": [one]}, quick=True)
     assert list(json.loads((tmp_path / "results.json").read_text())["runs"]) == ["status"]
 
@@ -135,7 +135,7 @@ class TestPage:
 
 
 class TestAims:
-    """Whether an aim was met is said by the figures."""
+    """The figures show whether an aim was met."""
 
     def results(self, *measured: float | None) -> dict[str, Result]:
         found = [Result((aims.aims(aims.Aim("excess, s", 0.03, value)),)) for value in measured]

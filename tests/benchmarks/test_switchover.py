@@ -85,7 +85,7 @@ def test_names_are_published_in_one_piece_of_one_size(tmp_path: Path) -> None:
 
 
 @needs_names
-def test_who_has_entered_sees_names_change_and_nobody_else_does(tmp_path: Path) -> None:
+def test_only_processes_in_the_namespace_see_names_change(tmp_path: Path) -> None:
     names = hosts.Names(tmp_path)
     names.publish({"moves.invalid": "127.0.0.7"})
     code = (
@@ -109,7 +109,7 @@ def test_who_has_entered_sees_names_change_and_nobody_else_does(tmp_path: Path) 
 
 
 @pytest.mark.lab
-def test_a_crew_reports_what_it_wrote_and_leaves_nobody_behind() -> None:
+def test_a_crew_reports_its_rows_and_leaves_no_process() -> None:
     with Pair("rds") as pair:
         ledger.create(pair)
         with Crew("oracle", Config.of(pair), processes=2, threads=2, pause_s=math.inf) as crew:
@@ -153,7 +153,7 @@ def test_a_quick_run() -> None:
     assert rows.keys() <= CLIENTS.keys()
     for client in ("bgpool", "oracle"):
         row = rows[client]
-        # Errors are not asked for: on a busy machine a process may be cut before it has heard of the switchover.
+        # Errors are not checked: on a busy machine a process may be cut before it has read about the switchover.
         assert (row["lost"], row["split"], row["never"]) == (0, 0, 0), row
         assert isinstance(row["excess_s"], float)
         assert row["excess_s"] < 5

@@ -32,12 +32,12 @@ BLUE, GREEN = "ledger.c0abc.eu-west-1.rds.amazonaws.com", "ledger-green-x1y2z3.c
 
 
 class Hand:
-    """Publishes snapshots, gives signs of life and keeps the history as a monitor would.
+    """Publishes snapshots, writes heartbeats and keeps the history like a monitor.
 
     Attributes:
-        files: Of the deployment.
-        snapshot: What was published last.
-        writer: Of its segment.
+        files: The files of the deployment.
+        snapshot: The last published snapshot.
+        writer: The writer of its segment.
     """
 
     def __init__(self, directory: Path, bg_id: str) -> None:
@@ -82,11 +82,11 @@ class Hand:
 
     @contextlib.contextmanager
     def alive(self) -> Iterator[None]:
-        """Give signs of life while the block runs."""
+        """Write heartbeats within the block."""
         over = threading.Event()
 
         def beat() -> None:
-            # A monitor that another one has replaced gives no more.
+            # A monitor that was replaced by another one stops its heartbeat.
             with contextlib.suppress(Superseded):
                 while not over.wait(0.05):
                     self.writer.beat()
@@ -102,7 +102,7 @@ class Hand:
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    """Where the files are."""
+    """The run directory."""
     return tmp_path / "run"
 
 
@@ -114,7 +114,7 @@ def hand(run_dir: Path) -> Iterator[Hand]:
         yield hand
 
 
-#: Begins a worker: what it says, and whether it goes on to say so and to apply snapshots; its pid.
+#: Starts a worker, with its usage and whether it continues to write it and to apply snapshots; returns its pid.
 StartWorker = Callable[..., int]
 
 
@@ -144,7 +144,7 @@ def start_worker(run_dir: Path) -> Iterator[StartWorker]:
 
 
 def _work(files: RunFiles, usage: Usage, tell: int, *, applies: bool) -> None:
-    """What a participant's watcher does for its row."""
+    """Do the work of a participant's watcher on its row."""
     presence, reader = Presence(files), Reader(files)
     first = True
     while first or os.getppid() > 1:

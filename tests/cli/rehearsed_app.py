@@ -1,4 +1,4 @@
-"""What is rehearsed: a row per request, on either engine. As a program, one that ends by itself after a switchover."""
+"""A rehearsed application: a row per request, on either engine. As a program, it exits by itself after a switchover."""
 
 from __future__ import annotations
 

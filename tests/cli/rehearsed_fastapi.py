@@ -1,4 +1,4 @@
-"""What is rehearsed: an asynchronous application, a row per request."""
+"""A rehearsed asynchronous application: a row per request."""
 
 import contextlib
 import os

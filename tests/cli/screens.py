@@ -1,4 +1,4 @@
-"""What docs/status.md shows: ``python -m tests.cli.screens`` makes its picture anew."""
+"""The screens in docs/status.md: ``python -m tests.cli.screens`` draws the picture again."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ SWITCHING = replace(
 
 
 def as_text(status: Status) -> str:
-    """What it looks like in a file, 80 columns wide."""
+    """Return the screen as in a file, 80 columns wide."""
     console = Console(file=io.StringIO(), width=80, highlight=False, color_system=None)
     with console.capture() as capture:
         console.print(draw(status))
@@ -76,7 +76,7 @@ def draw_picture() -> None:
     console = Console(file=io.StringIO(), width=80, highlight=False, record=True, force_terminal=True)
     console.print(draw(SWITCHING))
     svg = console.export_svg(title="bgpool watch", unique_id="watch")
-    # Whoever reads the docs is not to be made to fetch a font from elsewhere.
+    # The docs must not load a font from another site.
     svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)
     PICTURE.write_text(re.sub(r"[ \t]+$|^\s*\n", "", svg, flags=re.MULTILINE), encoding="utf-8")
 

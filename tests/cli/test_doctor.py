@@ -47,7 +47,7 @@ def postgres(running: Pair, pair: Pair) -> Pair:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """Where the run directory would be; it is not there."""
+    """The path of the run directory, which does not exist."""
     return tmp_path / "run"
 
 
@@ -285,7 +285,7 @@ def test_a_wrong_password_fails_and_is_not_repeated(pair: Pair) -> None:
     assert "s3cret" not in output
 
 
-def test_a_frozen_server_costs_its_own_time_limit_and_no_more(pair: Pair) -> None:
+def test_a_frozen_server_costs_only_its_own_time_limit(pair: Pair) -> None:
     pair.blue.freeze()
     try:
         began = time.monotonic()
@@ -377,7 +377,7 @@ def test_an_alias_is_followed_and_a_long_ttl_is_warned_of(place: Path, monkeypat
         assert ("blue", "dns") in failures(found)
 
 
-def test_a_resolver_that_is_silent_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_resolver_delays_no_check(monkeypatch: pytest.MonkeyPatch) -> None:
     class Silent:
         def resolve(self, _name: str) -> tuple[str, ...]:
             time.sleep(60)

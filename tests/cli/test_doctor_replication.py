@@ -1,4 +1,4 @@
-"""What logical replication leaves out is found, on real servers: each check with an object that offends it."""
+"""The doctor finds what logical replication leaves out, on real servers: each check with an object that violates it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def on(server: Any, *statements: str) -> None:
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Pair]:
-    """A major upgrade that nobody switches over."""
+    """A major upgrade without a switchover."""
     with Pair("rds", upgrade="major") as pair:
         Director(pair).create_deployment()
         yield pair
@@ -55,7 +55,7 @@ def both(pair: Pair) -> Iterator[Sequence[Any]]:
 
 
 def ask(pair: Pair, more: str = "", *, of_django: bool = False) -> dict[str, Finding]:
-    """What the doctor finds, by check; *more* goes to the DSN."""
+    """Return the doctor's findings by check; *more* is added to the DSN."""
     case = Case(f"{pair.dsn}&bg_resolver={pair.resolver}{more}", of_django=of_django)
     names = pair.names.blue.primary, pair.names.green.primary
     blue, green = (Server(case, role, name, pair.port) for role, name in zip(Role, names, strict=True))
@@ -430,6 +430,6 @@ def test_what_is_the_same_does_not_differ() -> None:
     assert compare({"a.t": table}, {"a.t": SchemaObject("v")}).other == ("a.t is a table on blue and a view on green",)
 
 
-def test_only_the_first_names_are_told() -> None:
+def test_only_the_first_names_are_listed() -> None:
     assert first_few(["a", "b", "c", "d", "e"]) == "a, b, c, d, e"
     assert first_few(["a", "b", "c", "d", "e", "f", "g"]) == "a, b, c, d, e and 2 more"

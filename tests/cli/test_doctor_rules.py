@@ -1,4 +1,4 @@
-"""What the doctor goes by, as functions; and what it finds on a host, without servers."""
+"""The doctor's rules as functions, and its findings on a host without servers."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_a_check_that_fails_itself_keeps_no_other_back_and_tells_no_text() -> No
     assert exit_code([two]) == 0
 
 
-def test_nobody_waits_for_a_job_that_hangs() -> None:
+def test_a_job_that_hangs_delays_no_other() -> None:
     began = time.monotonic()
     assert side_by_side([lambda: True, lambda: threading.Event().wait(60), lambda: False], 0.3) == [True, None, False]
     assert time.monotonic() - began < 20

@@ -48,13 +48,13 @@ def server(shared_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Redis
 
 
 class Hosts:
-    """Hosts that report twice a second, the first of which leads; and take orders, but for those that are deaf.
+    """Hosts that report twice a second. The first one leads. All of them accept orders, except the deaf ones.
 
     Attributes:
-        reports: What each one says, by its name.
-        deaf: Names of those that take no orders.
-        leads: Whether somebody does.
-        clock_off_s: How far all of their clocks are ahead of the test's.
+        reports: The reports, by host name.
+        deaf: The names of hosts that accept no orders.
+        leads: True if there is a leader.
+        clock_off_s: The time by which all their clocks are ahead of the test's.
     """
 
     def __init__(self, url: str, count: int, key: str = KEY) -> None:
@@ -233,7 +233,7 @@ def test_hosts_that_are_gone(server: RedisServer) -> None:
 
 
 def test_a_thousand_hosts_with_much_to_say(server: RedisServer) -> None:
-    """What is kept of their reports is more than may be read at once."""
+    """The kept reports are larger than the limit of one read."""
     with Hosts(server.url(), 1) as hosts:
         why = ("x" * (FLEET_TEXT_CHARS - 10),) * FLEET_MISSING
         for _ in range(8):
@@ -262,7 +262,7 @@ def test_hosts_of_one_name_are_told_apart(server: RedisServer) -> None:
 
 
 def test_what_was_said_before(server: RedisServer) -> None:
-    """Who may write to the bus can repeat it, as it is signed: it makes nobody ready, and keeps nobody alive."""
+    """A client that may write to the bus can repeat signed reports: they make no host ready, and keep none alive."""
     with Hosts(server.url(), 1) as hosts:
         long_ago = int((time.time() - FLEET_REPORT_LIFE_S - 10) * 1000)
         was_ready, said_last, is_dead = (
@@ -284,14 +284,14 @@ def test_what_was_said_before(server: RedisServer) -> None:
 
 
 @pytest.mark.usefixtures("server")
-def test_nobody_is_there() -> None:
+def test_a_fleet_without_hosts() -> None:
     status, text = ready()
     assert (status, text) == (1, "fleet 'ledger': no host reported within 16 s\n")
     # Nor is there anything to look at.
     assert run("status", "--bg-id", "ledger", "--json")[0] == 1
 
 
-def test_nobody_leads(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fleet_without_a_leader(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports alone may be old: nothing tells what the time is where they come from."""
     monkeypatch.setattr(fleet_command, "ORDER_WAIT_S", 2.0)
     with Hosts(server.url(), 2) as hosts:
@@ -324,7 +324,7 @@ def test_another_key(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_clock_that_is_wrong_where_one_looks(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch, off_s: int
 ) -> None:
-    """Ages, and the end of a hold, go by the fleet's clocks."""
+    """Ages, and the end of a hold, are judged by the fleet's clocks."""
     with Hosts(server.url(), 2) as hosts:
         long_ago = int((time.time() - FLEET_REPORT_LIFE_S - 10) * 1000)
         silent = seal_report(report(8), "ledger", hosts.keys)
@@ -357,7 +357,7 @@ def test_what_the_call_needs(server: RedisServer, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_dsn_says_it_all(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the application is given will do; its secrets come over standard input."""
+    """The application's DSN is sufficient; its secrets come through standard input."""
     monkeypatch.delenv("BGPOOL_FLEET")
     monkeypatch.delenv("BGPOOL_FLEET_KEY")
     bus = server.url().replace(":", "%3A").replace("/", "%2F")
@@ -396,7 +396,7 @@ def test_hold_and_release(server: RedisServer) -> None:
 
 
 def test_an_order_is_newer_than_any_before(server: RedisServer) -> None:
-    """Also than one that somebody gave whose clock was ahead."""
+    """It is also newer than an order that was given with a clock that is ahead."""
     with Hosts(server.url(), 1) as hosts:
         hosts.report(FleetOrder(f"{time.time_ns() + 600 * S:020d}-ffffffff", Order.HOLD, time.time_ns() + 600 * S))
         hosts.settle()
@@ -424,7 +424,7 @@ def test_a_host_that_does_not_take_it(server: RedisServer, monkeypatch: pytest.M
         ]
 
 
-def test_a_host_that_leaves_meanwhile_is_not_waited_for(server: RedisServer) -> None:
+def test_a_host_that_leaves_during_an_order_is_not_waited_for(server: RedisServer) -> None:
     with Hosts(server.url(), 3) as hosts:
         hosts.deaf = {"web-2"}
         hosts.settle()
@@ -473,7 +473,7 @@ def test_no_hold_in_a_switchover(server: RedisServer) -> None:
         assert run("release", "--bg-id", "ledger")[0] == 0
 
 
-def test_nobody_is_there_to_take_it(server: RedisServer) -> None:
+def test_an_order_without_hosts(server: RedisServer) -> None:
     status, text = run("release", "--bg-id", "ledger")
     assert (status, text) == (2, "fleet 'ledger': no host reported within 16 s\n")
     assert server.execute("EXISTS", "bgpool:{ledger}:hosts") in (0, "0", b"0")

@@ -1,4 +1,4 @@
-"""What servers, drivers and files say is text on every command's page: never markup, and nothing to a terminal."""
+"""Texts of servers, drivers and files stay text in every command's output: no markup, and no terminal control."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from bgpool.lab.rehearsal import Rehearsed
 from bgpool.report import Event
 from tests.cli.screens import READY, SWITCHING
 
-#: An error of bgpool's begins like the first; the second ends a style that nobody began; the last clears a screen.
+#: An error of a pool begins like the first part; the second ends a style that has not begun; the last clears a
+#: screen.
 FOREIGN = "[bg_id: 'ledger'] cut; [/x] :warning: \x1b[2J"
 SHOWN = "[bg_id: 'ledger'] cut; [/x] :warning: \N{REPLACEMENT CHARACTER}[2J"
 
@@ -42,7 +43,7 @@ def test_the_demos_page(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_doctors_findings(capsys: pytest.CaptureFixture[str]) -> None:
-    doctor._show([Finding("blue", "login", "Does it let us in?", Result.FAILED, FOREIGN, FOREIGN)])
+    doctor._show([Finding("blue", "login", "Is the login accepted?", Result.FAILED, FOREIGN, FOREIGN)])
     assert capsys.readouterr().out.count(SHOWN) == 2
 
 

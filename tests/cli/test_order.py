@@ -73,7 +73,7 @@ def test_hold_and_release(watched: Path, bgpool_command: Command) -> None:
     assert (told["events"][-1]["event"], told["events"][-1]["evidence"]) == ("Hold over", "bgpool release")
 
 
-def test_a_release_where_nobody_is_held(watched: Path) -> None:
+def test_a_release_without_held_callers(watched: Path) -> None:
     assert run(watched, "release") == (0, "bg_id 'ledger': no caller is held (NOT_CREATED); nothing was changed\n")
 
 

@@ -92,7 +92,7 @@ def test_old_rows_are_counted_as_far_as_it_matters(pair: Pair, table: str, rows:
 
 
 @pytest.mark.parametrize("missing", ["index", "right"])
-def test_rows_that_nobody_deletes_are_a_warning(pair: Pair, table: str, missing: str) -> None:
+def test_rows_that_are_never_deleted_are_a_warning(pair: Pair, table: str, missing: str) -> None:
     dsn = f"{pair.dsn}&bg_receipts_table={table}"
     on(pair, run("--sql", dsn)[1])
     if missing == "right":

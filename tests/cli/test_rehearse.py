@@ -56,7 +56,7 @@ QUICK: dict[str, Any] = {"scale": 0.5, "warm_up_s": 0.5, "cool_down_s": 0.5}
 
 @pytest.fixture
 def port() -> int:
-    """Where nobody listens."""
+    """A port without a listener."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
@@ -79,7 +79,7 @@ def schema(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a command starts finds bgpool, and the tests' own application."""
+    """Programs that a command starts can import bgpool and the tests' application."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, sys.path)]))
 
 
@@ -388,7 +388,7 @@ def test_nothing_counts_before_it_is_to(load: Load) -> None:
 
 
 @pytest.mark.usefixtures("server")
-def test_failures_are_counted_and_a_few_are_told(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failures_are_counted_and_a_few_are_reported(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     load.start()
     wait_until(lambda: load.answers)
     load.count()
@@ -415,7 +415,7 @@ def seen(app_processes: ApplicationProcesses) -> int:
     return app_processes.here
 
 
-def test_what_became_of_each_process(hand: Hand, start_worker: StartWorker) -> None:
+def test_the_outcome_of_each_process(hand: Hand, start_worker: StartWorker) -> None:
     app_processes = ApplicationProcesses(hand.files)
     stays, goes = start_worker(in_use=1, idle=3, served=7), start_worker(in_use=2)
     app_processes.look()
@@ -447,7 +447,7 @@ def test_only_what_was_asked_for_since_the_beginning_counts() -> None:
 @pytest.mark.parametrize(
     ("rows", "moments", "held_s"),
     [
-        # Quiet, held, held, quiet; between two rows nobody knows, and the longest that it can be is told.
+        # Quiet, held, held, quiet: between two rows the state is unknown, so the longest possible time is reported.
         ([(1.0, 0), (2.0, 3), (2.5, 1), (3.5, 0)], {}, 2.5),
         # Where the switchover falls between two rows, it was then.
         ([(1.0, 0), (2.0, 3), (2.5, 1), (3.5, 0)], {"IN_PROGRESS": 1.5, "POST": 2.75}, 1.25),
@@ -459,7 +459,7 @@ def test_only_what_was_asked_for_since_the_beginning_counts() -> None:
         ([(1.0, 0), (2.0, 0)], {"IN_PROGRESS": 1.5}, 0.0),
     ],
 )
-def test_how_long_somebody_was_held(rows: list[tuple[float, int]], moments: Mapping[str, float], held_s: float) -> None:
+def test_the_longest_hold(rows: list[tuple[float, int]], moments: Mapping[str, float], held_s: float) -> None:
     seen = ProcessHistory()
     for at_s, held in rows:
         seen.take(at_s, Usage(held=held), moments)
@@ -520,7 +520,7 @@ def test_findings(changes: Mapping[str, Any], more: Mapping[str, Any], found: li
 
 
 def test_what_is_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    # uvicorn ends itself by the signal that it was told with.
+    # uvicorn exits by the signal that it received.
     report = replace(REPORT, requests=FAILED, findings=("failed requests: 1",), exit_status=-15)
     monkeypatch.setattr(show, "rehearse", lambda *_, **__: report)
     assert show.run(Plan(("true",)), tmp_path / "log", as_json=False) == show.FAILED

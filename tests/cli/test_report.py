@@ -1,4 +1,4 @@
-"""What is told of a deployment: everything that is missing, nothing that is not, and nothing is touched for it."""
+"""The status of a deployment has every obstacle and no other, and reading it changes nothing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.pools.callers import wait_until
 
 @pytest.fixture
 def beating(hand: Hand, monkeypatch: pytest.MonkeyPatch) -> Hand:
-    """A hand whose signs of life count however slow the machine is."""
+    """A monitor whose heartbeats count however slow the machine is."""
     monkeypatch.setattr("bgpool.report.reading.HEARTBEAT_STALE_S", 3600.0)
     return hand
 
@@ -39,7 +39,7 @@ def missing(hand: Hand) -> str:
 
 
 def without_workers(text: str) -> str:
-    """What is missing beside the workers, of whom many a test needs none."""
+    """The obstacles other than missing workers, of which many tests need none."""
     return "\n".join(line for line in text.splitlines() if not line.startswith("no worker: "))
 
 
@@ -263,7 +263,7 @@ def test_a_switchover_that_is_over_by_the_timer(beating: Hand, run_dir: Path) ->
     assert "over by the timer, and nothing has shown that green was promoted: look at AWS" in missing(beating)
     for phase in (Phase.PREPARATION, Phase.IN_PROGRESS, Phase.POST, Phase.COMPLETED):
         beating.enter(phase, {Phase.POST: "green promoted", Phase.COMPLETED: "timer"}.get(phase, ""))
-    # Callers were let go by evidence; that DNS has not followed in time is another matter.
+    # Callers were released because of evidence; late DNS is a different matter.
     assert not bgpool.status("ledger", run_dir).by_timer
 
 
@@ -296,7 +296,7 @@ def test_a_bg_id_that_file_names_hide(run_dir: Path) -> None:
         hand.enter(Phase.PREPARATION)
         hand.enter(Phase.COMPLETED)
         hand.writer.remove()
-    # Nobody is there any more; the history remembers.
+    # No process is left; the history is.
     assert sorted(d.status().bg_id for d in find(None, run_dir)) == sorted(name.lower() for name in names)
     assert bgpool.status(names[1], run_dir).last_switchover is not None
 

@@ -33,7 +33,7 @@ def test_ready(hand: Hand, start_worker: StartWorker, until_ready: UntilReady, b
     for _ in range(64):
         start_worker(in_use=1)
     until_ready()
-    # Whoever has caught up once stays so while nothing is published.
+    # A worker that is up to date stays so while nothing is published.
     hand.publish(target_read_only=None)
     done = bgpool_command("status", "--ready")
     assert (done.returncode, done.stderr) == (1, "")
@@ -162,7 +162,7 @@ def test_where_bgpool_is_disabled_no_host_is_ready(start_worker: StartWorker, bg
     assert status["disabled"]
 
 
-def test_nobody_is_there_because_bgpool_is_disabled(bgpool_command: Command) -> None:
+def test_no_process_is_known_because_bgpool_is_disabled(bgpool_command: Command) -> None:
     assert "$BGPOOL_DISABLE is set here" in bgpool_command("status", BGPOOL_DISABLE="1").stdout
 
 
@@ -460,7 +460,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "status.md"
 def test_the_docs_show_what_it_looks_like() -> None:
     assert as_text(READY) in PAGE.read_text(encoding="utf-8")
     shown = html.unescape("".join(re.findall(r">([^<]*)</text>", PICTURE.read_text(encoding="utf-8"))))
-    assert "".join(as_text(SWITCHING).split()) in "".join(shown.split()), "make it anew: python -m tests.cli.screens"
+    assert "".join(as_text(SWITCHING).split()) in "".join(shown.split()), "draw it again: python -m tests.cli.screens"
 
 
 @pytest.mark.usefixtures("hand")

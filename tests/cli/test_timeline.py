@@ -147,7 +147,7 @@ def test_a_rollback_and_a_switchover_without_samples_are_drawn(
     assert "No samples of workers were kept." in text
 
 
-def test_one_that_nobody_was_held_in_is_drawn(files: RunFiles, timeline: Callable[..., Result], tmp_path: Path) -> None:
+def test_a_switchover_without_a_hold_is_drawn(files: RunFiles, timeline: Callable[..., Result], tmp_path: Path) -> None:
     write(files, (("PREPARATION", 0, ""), ("POST", 900, "DNS"), ("COMPLETED", 900, "DNS")))
     result = timeline("--svg", tmp_path / "a.svg", "--html", tmp_path / "a.html")
     assert "no caller was held: IN_PROGRESS was never read" in result.stdout
@@ -213,14 +213,14 @@ def test_every_way_to_fail_says_why(files: RunFiles, timeline: Callable[..., Res
     result = timeline("--html", tmp_path / "nowhere" / "a.html")
     assert result.exit_code == 2
     assert "cannot be written: No such file or directory" in result.stderr
-    odd = RunFiles.of(files.directory, "our orders")
-    write(odd, bg_id="our orders")
+    odd = RunFiles.of(files.directory, "all orders")
+    write(odd, bg_id="all orders")
     result = timeline()
     assert result.exit_code == 2
-    assert "choose one with --bg-id; there are 'ledger', 'our orders'" in result.stderr
-    assert timeline("--bg-id", "our orders").exit_code == 0
+    assert "choose one with --bg-id; there are 'ledger', 'all orders'" in result.stderr
+    assert timeline("--bg-id", "all orders").exit_code == 0
     odd.history.write_text("[]")
-    result = timeline("--bg-id", "our orders")
+    result = timeline("--bg-id", "all orders")
     assert result.exit_code == 1
     assert result.stderr.endswith("; there are some of 'ledger'\n")
 
@@ -283,7 +283,7 @@ def test_rates_are_what_the_worker_itself_counted() -> None:
     rows = [(0, 0, 0, 0), (250, 25, 2, 0), (250, 25, 2, 0), (1250, 25, 0, 1), (9250, 500, 0, 1)]
     worker = WorkerSamples(7, tuple(WorkerSample(ms, held, 0, n, failed, 0, 0) for ms, n, held, failed in rows))
     curve = curve_of(worker)
-    assert curve.steps == (Step(0.0, 0.25, 100.0, 0), Step(0.25, 1.25, 0.0, 2)), "nobody knows of a long silence"
+    assert curve.steps == (Step(0.0, 0.25, 100.0, 0), Step(0.25, 1.25, 0.0, 2)), "the time of a long silence is unknown"
     assert curve.marks == (Mark(1.25, ("1 failed",), 0),)
     other = Curve("pid 8", (Step(0.0, 1.0, 50.0, 1),), ())
     both = sum_of([curve, other], 0.0, 2.0, 8)
@@ -301,7 +301,7 @@ def test_ticks_are_round_and_few(begin_s: float, end_s: float) -> None:
 @pytest.mark.lab
 @pytest.mark.full
 def test_a_real_switchover_can_be_drawn(tmp_path: Path) -> None:
-    """What the monitor has recorded of real workers: served before and after, held in between."""
+    """The monitor's samples of real workers show checkouts before and after, and held callers in between."""
     with Trial(workers=2, threads=2) as trial:
         report = trial.run()
         assert report.verdict.clean

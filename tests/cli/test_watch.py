@@ -180,7 +180,7 @@ def test_it_sleeps_in_the_kernel_until_something_is_published(hand: Hand, start_
 
 
 @pytest.mark.once
-def test_begun_before_anybody_else(run_dir: Path, start_watch: StartWatch) -> None:
+def test_a_watch_started_before_any_process(run_dir: Path, start_watch: StartWatch) -> None:
     prepare_run_dir(run_dir)
     watch = start_watch("--bg-id", "Ledger", "--until-done")
     watch.wait_for("no process on this host uses this bg_id")
@@ -308,7 +308,7 @@ def test_on_a_terminal(hand: Hand, start_worker: StartWorker, run_dir: Path, env
 
 
 @pytest.mark.once
-def test_colours_are_for_those_who_want_them(hand: Hand, run_dir: Path, environment: dict[str, str]) -> None:
+def test_colours_follow_the_environment(hand: Hand, run_dir: Path, environment: dict[str, str]) -> None:
     hand.enter(Phase.PREPARATION)
     terminal = Terminal(run_dir, environment, rows=24, NO_COLOR="1")
     terminal.read_until("PREPARATION")
@@ -381,7 +381,7 @@ def test_a_line_can_be_taken_apart() -> None:
 
 
 @pytest.mark.once
-def test_a_held_caller_is_told_of_without_a_new_snapshot(
+def test_a_held_caller_is_reported_without_a_new_snapshot(
     start_worker: StartWorker, hand: Hand, start_watch: StartWatch
 ) -> None:
     hand.enter(Phase.IN_PROGRESS)

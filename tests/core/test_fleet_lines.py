@@ -1,4 +1,4 @@
-"""What the log is told of a host's place: each change that stays, once, and no storm where it goes to and fro."""
+"""Log lines about a host's role: each lasting change is logged once, and a flapping role does not fill the log."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def fallen(times: int, reason: str = "no message for 1.5 s") -> Member:
 
 
 class Log:
-    """What is told, event by event."""
+    """The lines, event by event."""
 
     def __init__(self) -> None:
         self.said, self.snapshot = LoggedState(), Snapshot("1")
@@ -50,7 +50,7 @@ def test_who_begins_says_nothing(log: Log) -> None:
     assert log.snapshot == Snapshot("1")
 
 
-def test_each_place_is_told_once(log: Log) -> None:
+def test_each_role_is_logged_once(log: Log) -> None:
     follows = "this host follows 2f7c1b90a4d85e63 in its fleet"
     assert log.see(1, FOLLOWS) == [("fleet_joined", logging.INFO, follows)]
     # Another leader, and another count, are no change of this host's place.
@@ -63,7 +63,7 @@ def test_each_place_is_told_once(log: Log) -> None:
     assert log.see(6, leads) == []
 
 
-def test_a_later_silence_with_the_same_reason_is_told_again(log: Log) -> None:
+def test_a_later_silence_with_the_same_reason_is_logged_again(log: Log) -> None:
     """However few other lines there were in between."""
     for number in (1, 2, 3):
         at_s = number * (2 * LOG_REPEAT_S)
@@ -91,7 +91,7 @@ def test_no_storm(log: Log) -> None:
     assert log.see(3700 + LOG_REPEAT_S, replace(FOLLOWS, fallbacks=1800)) == []
 
 
-def test_a_fallback_that_stays_is_told_late_rather_than_never(log: Log) -> None:
+def test_a_lasting_fallback_is_logged_late_rather_than_never(log: Log) -> None:
     log.see(1, FOLLOWS)
     assert len(log.see(2, fallen(1))) == 1
     assert len(log.see(3, replace(FOLLOWS, fallbacks=1))) == 0, "follows within a minute of the first time"
@@ -100,7 +100,7 @@ def test_a_fallback_that_stays_is_told_late_rather_than_never(log: Log) -> None:
     assert [event for event, _, _ in log.see(2 + LOG_REPEAT_S, fallen(2))] == ["fleet_fallback"]
 
 
-def test_the_bus_is_told_once_until_it_works_again(log: Log) -> None:
+def test_a_failing_bus_is_logged_once_until_it_works_again(log: Log) -> None:
     log.see(1, FOLLOWS)
     refused, stopped = replace(FOLLOWS, bus_error="refused"), replace(FOLLOWS, bus_error="no answer in 1 s")
     assert log.see(2, refused) == [("fleet_bus_failed", logging.WARNING, "the fleet's bus fails: refused")]
@@ -113,7 +113,7 @@ def test_the_bus_is_told_once_until_it_works_again(log: Log) -> None:
     assert len(log.see(400, refused)) == 1
 
 
-def test_a_user_who_may_read_and_not_write_is_told_of_once(log: Log) -> None:
+def test_a_user_without_write_permission_is_logged_once(log: Log) -> None:
     """Each report fails; what is read in between says that the bus works."""
     log.see(1, FOLLOWS)
     told = []

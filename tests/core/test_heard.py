@@ -1,4 +1,4 @@
-"""What a switchover's story says of the fleet: that it was heard, once; and nothing else changes in it."""
+"""A switchover's timeline says once that a phase came from the fleet, and is otherwise unchanged."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def names(snapshot: Snapshot) -> list[str]:
     return [entry.event for entry in snapshot.timeline]
 
 
-def test_it_is_said_once_and_changes_nothing_else() -> None:
+def test_the_row_is_added_once_and_nothing_else_changes() -> None:
     own, heard = play(*STORY, heard=False), play(*STORY, heard=True)
     assert heard.phase is own.phase is Phase.COMPLETED
     assert names(heard).count(HEARD) == 1
@@ -77,7 +77,7 @@ def test_a_switchover_after_a_rollback_has_a_row_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("phase", sorted(SWITCHING))
-def test_zero_is_where_it_was_wherever_the_switchover_was_first_heard_of(phase: Phase) -> None:
+def test_the_row_does_not_move_time_zero(phase: Phase) -> None:
     status = {
         Phase.PREPARATION: "SWITCHOVER_INITIATED",
         Phase.IN_PROGRESS: "SWITCHOVER_IN_PROGRESS",
@@ -104,7 +104,7 @@ def test_a_reading_that_begins_no_phase_of_a_switchover_gets_none(event: Event) 
 
 
 @pytest.mark.parametrize("status", ["AVAILABLE", "SWITCHOVER_COMPLETED"])
-def test_nor_does_the_end_of_one(status: str) -> None:
+def test_the_end_of_a_switchover_gets_no_row(status: str) -> None:
     before = ready(Phase.PREPARATION, ready=False, target_reading=Phase.PREPARATION)
     event = StatusRead(at(1), Role.TARGET, rows(status))
     after = step(before, event, RULES)

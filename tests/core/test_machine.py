@@ -241,7 +241,7 @@ def events(draw: st.DrawFn, moment: Instant) -> Event:
 
 @st.composite
 def answers(draw: st.DrawFn, moment: Instant) -> tuple[Event, ...]:
-    """What a server, or a resolver, says in one breath."""
+    """Return the events of one answer of a server or a resolver."""
     telling = (Resolved, StatusRead, MetadataAbsent, MetadataFailed)
     event = draw(events(moment).filter(lambda event: isinstance(event, telling)))
     if not isinstance(event, (StatusRead, MetadataAbsent, MetadataFailed)):
@@ -304,7 +304,7 @@ def test_blues_name_is_not_gone_back_to_before_green_can_prove_it() -> None:
 
 
 def test_the_timer_ends_the_wait_for_certificates_too() -> None:
-    """Also where DNS follows after it, or a host that was lost among green's would be waited for for ever."""
+    """Also if DNS follows later; otherwise the wait for a lost host of green would never end."""
     rules = Rules(await_certificates=True)
     overdue = step(ready(Phase.POST, pinned=True, deadline_ns=180 * SECOND), Tick(at(181)), rules)
     assert (overdue.phase, overdue.pinned) == (Phase.COMPLETED, True)

@@ -92,7 +92,7 @@ class Host:
         return duty(self.member, self.snapshot, self.at)
 
     def speaks(self, term: int = 0) -> Message:
-        """What it publishes now; where that is a claim, it is won, in *term*."""
+        """Publish what is due; a claim is won, in *term*."""
         publication = self.does().publication
         assert publication is not None
         self.member = published(self.member, publication, self.at)
@@ -174,7 +174,7 @@ def test_a_follower_takes_the_readings_of_its_leader_as_events_of_its_own() -> N
     assert follower.asks == (False, False)
 
 
-def test_a_deployment_is_met_at_the_database_alone() -> None:
+def test_a_deployment_is_discovered_only_at_the_database() -> None:
     leader = created("aaaa")
     joiner = Host("bbbb")
     told = joiner.hears(leader.speaks())
@@ -200,7 +200,7 @@ def test_a_row_that_names_a_foreign_host_is_not_used() -> None:
 
 
 def test_another_deployment_with_the_same_bg_id_is_not_followed() -> None:
-    """Its readings may name nobody, such as those of metadata that are gone, and green's that takes writes."""
+    """Its readings may name no host, such as those of deleted metadata, and of its green that accepts writes."""
     leader, follower = pair()
     later(leader, follower, 0.5)
     follower.reads("SWITCHOVER_IN_PROGRESS")
@@ -284,7 +284,7 @@ def test_a_host_that_is_cut_off_from_the_database_goes_on_with_what_its_leader_r
     assert follower.asks == (False, False)
 
 
-def test_a_monitor_that_begins_does_not_go_by_what_was_said_before() -> None:
+def test_a_new_monitor_ignores_readings_from_before_its_start() -> None:
     """The next monitor of a host goes on from a snapshot that may be newer than what the stream begins with."""
     leader, follower = pair()
     leader.now += 0.5
@@ -305,7 +305,7 @@ def test_a_monitor_that_begins_does_not_go_by_what_was_said_before() -> None:
     assert following.phase() is Phase.PREPARATION
     assert not following.snapshot.rolled_back
     following.hears(after)
-    # What is true now it has to see for itself, or to hear of somebody who has seen it since.
+    # The current state it must read itself, or receive from a host that has read it since.
     assert following.asks == (True, True)
     for role in Role:
         following.fails(role)
@@ -320,7 +320,7 @@ def test_a_monitor_that_begins_does_not_go_by_what_was_said_before() -> None:
     assert following.asks == (False, False)
 
 
-def test_a_backlog_is_no_word_against_what_a_host_was_told_before_nobody_answered() -> None:
+def test_a_backlog_does_not_override_an_answer_from_before_the_silence() -> None:
     """Cut off from the bus it has read the switchover itself; no server answers any more, and the bus has old words."""
     leader, follower = pair()
     leader.reads("AVAILABLE")
@@ -339,7 +339,7 @@ def test_a_backlog_is_no_word_against_what_a_host_was_told_before_nobody_answere
     assert follower.phase() is Phase.PREPARATION
 
 
-def test_who_is_not_answered_does_not_go_by_what_another_application_may_write() -> None:
+def test_a_host_without_answers_ignores_write_permissions_of_another_application() -> None:
     leader, follower = pair()
     follower.member = replace(follower.member, application="other")
     leader.reads("SWITCHOVER_IN_PROGRESS")
@@ -398,7 +398,7 @@ def test_silence_makes_a_host_ask_within_the_fleets_budget() -> None:
     assert follower.now * S < first.due_ns <= (follower.now + 5) * S
     follower.now = first.due_ns / S + 0.001
     assert follower.asks == (True, True)
-    # Somebody may lead within a moment; then nothing has happened.
+    # Another host may soon lead; then nothing has happened.
     assert follower.member.fallbacks == 0
     follower.waits(1.0)
     assert follower.stands() is FleetRole.DIRECT
@@ -456,7 +456,7 @@ def test_a_succession_is_no_fallback() -> None:
     assert (third.member.vacant, third.member.fallbacks) == ("", 0)
 
 
-def test_who_has_an_answer_leads_after_a_silence() -> None:
+def test_a_host_with_an_answer_leads_after_a_silence() -> None:
     leader, follower = pair()
     follower.waits(1.6)
     assert follower.does().publication is None
@@ -501,7 +501,7 @@ def test_a_leader_whose_clock_is_wrong_for_most_leaves_the_place_to_others() -> 
     assert leader.does().publication is None
 
 
-def test_leaders_whose_clocks_are_wrong_alike_do_not_pass_the_place_to_and_fro() -> None:
+def test_leaders_with_equally_wrong_clocks_do_not_alternate() -> None:
     leader, follower = pair()
     leader.take(ReportsRead(leader.at, 30, strangers=16))
     follower.hears(leader.speaks())
@@ -590,7 +590,7 @@ def test_a_server_that_does_not_answer_the_leader_is_asked_by_the_others_in_turn
     leader.fails(Role.TARGET)
     leader.fails(Role.SOURCE)
     follower.hears(leader.speaks())
-    # Old blue is silent with good reason, and tells nobody anything.
+    # Old blue is expected to be silent, which is no information.
     assert follower.asks == (False, False)
     turn = 30 * FLEET_TURN_S
     first = follower.member.jitter * turn
@@ -615,7 +615,7 @@ def test_a_server_that_does_not_answer_the_leader_is_asked_by_the_others_in_turn
     assert leader.phase() is Phase.POST
 
 
-def test_old_blue_that_is_silent_after_the_release_is_nobodys_turn() -> None:
+def test_a_silent_old_blue_is_not_queried_in_turn_after_the_release() -> None:
     leader, follower = pair(hosts=30)
     leader.reads("SWITCHOVER_IN_PROGRESS")
     follower.hears(leader.speaks())
@@ -628,7 +628,7 @@ def test_old_blue_that_is_silent_after_the_release_is_nobodys_turn() -> None:
         assert follower.asks == (False, False)
 
 
-def test_where_no_server_answers_anybody_one_asks_for_all() -> None:
+def test_one_host_queries_for_all_if_no_server_answers() -> None:
     leader, follower = pair()
     follower.waits(1.6)
     follower.waits(0.2)
@@ -656,7 +656,7 @@ def test_a_leader_that_leaves_is_succeeded_without_a_fallback() -> None:
 
 
 def test_a_new_leader_says_of_each_role_what_it_has_read_itself_as_soon_as_it_has() -> None:
-    """Its claim rests on one role's answer; what the leader before was told of the other is no less news."""
+    """Its claim is based on one role's answer; the last leader's reading of the other role is still news."""
     leader, follower = pair()
     leader.reads("AVAILABLE")
     later(leader, follower, 0.5)
@@ -682,7 +682,7 @@ def test_two_leaders_of_one_term_both_step_down() -> None:
     assert leader.member.tried == message.term
 
 
-def test_a_leader_whose_words_are_refused_or_whose_stream_is_gone_leads_no_more() -> None:
+def test_a_leader_steps_down_when_it_is_refused_or_its_stream_is_gone() -> None:
     leader, _ = pair()
     other = replace(leader.member)
     leader.take(PublishRefused(leader.at, leader.member.term))
@@ -695,7 +695,7 @@ def test_a_leader_whose_words_are_refused_or_whose_stream_is_gone_leads_no_more(
     assert claim.message.term == other.term + 1
 
 
-def test_a_host_whom_nobody_believes_contends_for_the_leadership_ever_less() -> None:
+def test_a_host_without_followers_claims_less_and_less_often() -> None:
     host = created("aaaa")
     waits = []
     for _ in range(9):
@@ -715,7 +715,7 @@ def test_a_host_whom_nobody_believes_contends_for_the_leadership_ever_less() -> 
     assert host.member.beaten == 0
 
 
-def test_a_leader_that_does_not_hear_itself_leads_no_more() -> None:
+def test_a_leader_that_cannot_read_its_messages_steps_down() -> None:
     leader, _ = pair()
     leader.waits(1.6)
     assert leader.stands() is FleetRole.DIRECT
@@ -730,7 +730,7 @@ def test_a_leader_beats_faster_while_any_host_is_in_a_switchover() -> None:
     assert leader.does().due_ns - leader.at.mono_ns <= quiet - 0.3 * S or leader.does().publication is not None
 
 
-def test_a_new_leader_does_not_take_the_fleet_for_small_before_it_has_heard_of_all() -> None:
+def test_a_new_leader_keeps_the_number_of_hosts_until_all_have_reported() -> None:
     leader, _ = pair(hosts=300)
     leader.take(ReportsRead(leader.at, 2))
     assert leader.member.hosts == 300
@@ -766,7 +766,7 @@ def test_an_order_reaches_every_host_once_and_the_newest_counts() -> None:
 # -- clocks -------------------------------------------------------------------------------------------------------
 
 
-def test_what_was_on_the_bus_before_says_nothing_of_clocks() -> None:
+def test_old_messages_are_no_evidence_about_clocks() -> None:
     leader, _ = pair()
     leader.now += 0.5
     message = leader.speaks()
@@ -795,7 +795,7 @@ def test_a_clock_that_was_set_back_does_not_keep_a_host_from_leading() -> None:
     assert claim.is_claim
 
 
-def test_a_leader_that_is_deaf_leaves_the_place_to_those_who_hear() -> None:
+def test_a_leader_that_cannot_read_lets_other_hosts_claim() -> None:
     leader, follower = pair()
     for _ in range(17):
         leader.waits(0.1)
@@ -822,7 +822,7 @@ def ordered(host: Host, order: Order, count: int) -> FleetOrder:
     return FleetOrder(f"{host.at.wall_ns:020d}-{count}", order, host.at.wall_ns + 300 * S)
 
 
-def test_a_hold_that_a_switchover_has_ended_holds_nobody_who_joins_later() -> None:
+def test_a_hold_ended_by_a_switchover_does_not_apply_to_later_hosts() -> None:
     leader, follower = pair()
     hold = ordered(leader, Order.HOLD, 1)
     leader.take(ReportsRead(leader.at, 30, hold))
@@ -843,7 +843,7 @@ def test_a_hold_that_a_switchover_has_ended_holds_nobody_who_joins_later() -> No
     assert following.member.order == hold
 
 
-def test_a_release_of_before_a_switchover_releases_nobody_in_it() -> None:
+def test_a_release_from_before_a_switchover_has_no_effect_in_it() -> None:
     leader, _ = pair()
     release = ordered(leader, Order.RELEASE, 1)
     leader.take(ReportsRead(leader.at, 30, release))
@@ -855,7 +855,7 @@ def test_a_release_of_before_a_switchover_releases_nobody_in_it() -> None:
     newcomer.hears(leader.speaks())
     assert newcomer.stands() is FleetRole.FOLLOWER
     assert not newcomer.snapshot.release_until_ns
-    # One of now is for everybody, late or not.
+    # A current release applies to all hosts, late or not.
     again = ordered(leader, Order.RELEASE, 2)
     leader.take(ReportsRead(leader.at, 30, again))
     newcomer.hears(leader.speaks())

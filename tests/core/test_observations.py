@@ -1,4 +1,4 @@
-"""Whose parameters a monitor watches with: what it makes of its own, and of what others offer."""
+"""The choice of a monitor's parameters: its own observations, and the offers of other processes."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_blind_monitor_leaves_for_what_is_better_and_only_for_that() -> None:
     assert not should_leave(blind, Visibility.UNTRIED, later_ns - S), "it has only just begun"
     assert not should_leave(blind, Visibility.MISSING, later_ns)
     assert not should_leave(blind, Visibility.NONE, later_ns)
-    assert not should_leave(watching(OTHER), Visibility.UNTRIED, later_ns), "nobody has answered yet"
+    assert not should_leave(watching(OTHER), Visibility.UNTRIED, later_ns), "no server has answered yet"
     assert not should_leave(replace(blind, hold_until_ns=later_ns + 1), Visibility.UNTRIED, later_ns), "an order stands"
     assert should_leave(replace(blind, hold_until_ns=later_ns), Visibility.UNTRIED, later_ns)
 
@@ -165,7 +165,7 @@ def test_who_takes_over_a_deployment_is_who_can_see_it() -> None:
     assert sight_of(watching(OTHER, 3, since=seen)) is Visibility.UNTRIED
 
 
-def test_what_is_remembered_is_bounded_and_nobody_begins_anew_for_that() -> None:
+def test_the_number_of_observations_is_bounded_and_causes_no_restart() -> None:
     snapshot, names = Snapshot("1"), [APP._replace(database=f"d{n}") for n in range(OBSERVATIONS + 3)]
     for number, parameters in enumerate(names):
         snapshot = told(watching(parameters, number, since=snapshot), absent(number))

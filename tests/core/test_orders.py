@@ -1,4 +1,4 @@
-"""What an operator orders by hand: who waits and who goes on, in every phase, and how the order ends."""
+"""The operator's orders: held and released callers in every phase, and the end of an order."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_another_hold_takes_the_place_of_the_one_before() -> None:
     assert events(held) == ["Held by hand (1 s)"]
 
 
-def test_an_order_that_is_told_twice_is_one() -> None:
+def test_a_repeated_order_counts_once() -> None:
     held = hold(in_phase(Phase.CREATED))
     assert step(held, Ordered(at(15), Order.HOLD, held.hold_until_ns), RULES) is held
 
@@ -138,7 +138,7 @@ def suspected() -> Snapshot:
 
 
 def without_green(phase: Phase) -> Snapshot:
-    """Promoted, and nobody knows where green is."""
+    """Green was promoted, and its addresses are not known."""
     blue, green = in_phase(phase).hosts
     return replace(in_phase(phase), pinned=True, hosts=(blue, replace(green, addresses=())))
 
@@ -146,7 +146,7 @@ def without_green(phase: Phase) -> Snapshot:
 @pytest.mark.parametrize(
     "before", [suspected(), in_phase(Phase.IN_PROGRESS), without_green(Phase.POST)], ids=lambda one: one.phase.name
 )
-def test_a_release_lets_blues_callers_go_by_name(before: Snapshot) -> None:
+def test_a_release_makes_callers_of_blue_connect_by_name(before: Snapshot) -> None:
     assert action(before) is Action.HOLD
     after = release(before)
     assert after.phase is before.phase
@@ -167,17 +167,17 @@ def test_a_release_changes_nothing_for_green(phase: Phase, purpose: Purpose, hos
     assert decide(after, host, purpose) == decide(before, host, purpose)
 
 
-def test_a_release_does_not_keep_anybody_from_a_green_that_is_known() -> None:
+def test_a_release_still_routes_to_a_known_green() -> None:
     released = release(in_phase(Phase.IN_PROGRESS))
     waiting = step(released, status(Role.TARGET, "SWITCHOVER_IN_POST_PROCESSING", 30), RULES)
     assert action(waiting) is Action.PASS, "by name, while green answers that it takes no writes"
     promoted = step(waiting, Answered(at(31), Role.TARGET, read_only=False), RULES)
     assert decide(promoted, BLUE, Purpose.CONNECT).addresses == ("10.0.0.2",)
-    assert promoted.epoch == released.epoch + EPOCH_OF_DECISION, "what went by name meanwhile is drained"
+    assert promoted.epoch == released.epoch + EPOCH_OF_DECISION, "connections opened by name in between are drained"
 
 
 @pytest.mark.parametrize("phase", sorted(Phase))
-def test_where_nobody_is_held_a_release_changes_nothing(phase: Phase) -> None:
+def test_a_release_without_held_callers_changes_nothing(phase: Phase) -> None:
     before = in_phase(phase)
     if phase is not Phase.IN_PROGRESS:
         assert refusal(before, Order.RELEASE) == f"no caller is held ({phase.name})"
@@ -186,7 +186,7 @@ def test_where_nobody_is_held_a_release_changes_nothing(phase: Phase) -> None:
 
 
 @pytest.mark.parametrize("found", ["green's address", "blue's new one"])
-def test_what_went_by_name_in_post_is_drained_when_it_is_known_where_to_go(found: str) -> None:
+def test_connections_by_name_in_post_are_drained_once_green_is_known(found: str) -> None:
     released = release(without_green(Phase.POST))
     names = {BLUE: ("10.0.0.1",), GREEN: ("10.0.0.2",)} if "green" in found else {BLUE: ("10.0.0.2",), GREEN: ()}
     known = step(replace(released, ready=False), Resolved(at(30), names), RULES)
@@ -195,7 +195,7 @@ def test_what_went_by_name_in_post_is_drained_when_it_is_known_where_to_go(found
     assert step(known, Resolved(at(40), names), RULES).epoch == known.epoch
 
 
-def test_what_went_by_name_is_drained_when_the_name_has_moved() -> None:
+def test_connections_by_name_are_drained_when_the_name_has_moved() -> None:
     """Also where that is no evidence of a promotion, by the parameters."""
     released = release(in_phase(Phase.IN_PROGRESS))
     moved = Resolved(at(30), {BLUE: ("10.0.0.2",), GREEN: ("10.0.0.2",)})
@@ -204,7 +204,7 @@ def test_what_went_by_name_is_drained_when_the_name_has_moved() -> None:
 
 
 @pytest.mark.parametrize("end", ["the timer", "a rollback"])
-def test_what_went_by_name_is_not_used_after_the_switchover(end: str) -> None:
+def test_connections_by_name_are_not_used_after_the_switchover(end: str) -> None:
     if end == "the timer":
         released = release(without_green(Phase.POST))
         # And by another step than what a monitor may publish in the same moment.

@@ -1,4 +1,4 @@
-"""What the monitor does next follows from the snapshot alone."""
+"""The monitor's next actions follow from the snapshot alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.core.test_machine import ready
 from tests.core.test_transcripts import BLUE, GREEN
 
 INTERVALS = Intervals(baseline_ms=60_000, increased_ms=1_000, high_ms=100)
-#: As it is after a switchover whose DNS has moved.
+#: The state after a switchover whose DNS has moved.
 SETTLED = {"blue_moved": True, "green_gone": True}
 
 
@@ -34,12 +34,12 @@ def test_a_switchover_is_watched_closely_and_by_address(phase: Phase) -> None:
     found = plan(ready(phase), INTERVALS)
     assert (found.interval_ms, found.retry_ms, found.resolve_ms) == (100, 100, 100)
     assert found.source == Target(BLUE, 5432, ("10.0.0.1",), (BLUE,), SWITCHING_TIMEOUT_S)
-    # Green may have been renamed before anybody is let in again.
+    # Green may be renamed before it accepts logins again.
     assert found.target == Target(GREEN, 5432, ("10.0.0.2",), (GREEN, BLUE), SWITCHING_TIMEOUT_S)
 
 
 @pytest.mark.parametrize(("high_ms", "evidence_ms"), [(500, 100), (100, 20), (50, 10), (20, 10), (5, 5)])
-def test_green_is_asked_oftener_while_its_answer_is_waited_for(high_ms: int, evidence_ms: int) -> None:
+def test_green_is_queried_more_often_while_callers_wait_for_it(high_ms: int, evidence_ms: int) -> None:
     intervals = Intervals(high_ms=high_ms)
     waiting = plan(ready(Phase.IN_PROGRESS), intervals)
     assert waiting.pace_ms(Role.TARGET) == (evidence_ms, evidence_ms)

@@ -1,4 +1,4 @@
-"""When green counts as promoted: what the metadata say, and what green itself answers."""
+"""The conditions for green's promotion: the metadata, and green's own answers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def told(snapshot: Snapshot) -> tuple[Phase, str]:
 
 
 @pytest.mark.parametrize("status", [POST, DONE])
-def test_metadata_release_nobody_while_green_answers_that_it_takes_no_writes(status: str) -> None:
+def test_metadata_do_not_release_while_green_is_read_only(status: str) -> None:
     waiting = after(begun(), read(10, status), read(10.1, status, Role.SOURCE), answered(10.2), Tick(at(11.9)))
     assert waiting.phase is Phase.IN_PROGRESS
     assert decide(waiting, BLUE, Purpose.CHECKOUT).action is Action.HOLD
@@ -66,7 +66,7 @@ def test_metadata_are_waited_for_no_longer_than_the_limit_by_every_clock() -> No
     for event in (Tick(Instant(end_ns, 0)), answered(10 + GREEN_WAIT_S)):
         released = after(waiting, event)
         assert told(released) == (Phase.POST, "metadata")
-        assert released.epoch == waiting.epoch + EPOCH_OF_DECISION, "whoever decides it, it leads to green"
+        assert released.epoch == waiting.epoch + EPOCH_OF_DECISION, "every decision leads to green"
         assert end_ns not in released.timers
     assert any(notice.event == "green_still_read_only" for notice in released.notices)
 
@@ -111,7 +111,7 @@ def test_the_switchover_timer_ends_no_switchover_that_the_metadata_have_told_of(
 
 
 @pytest.mark.parametrize("news", [read(10, POST), answered(10, read_only=False, subscribes=True)])
-def test_a_worker_that_has_not_seen_the_wait_goes_by_name_in_another_epoch(news: Event) -> None:
+def test_a_worker_that_missed_the_wait_connects_by_name_in_another_epoch(news: Event) -> None:
     """Its timer runs out while what it has read is a moment old; what it opened by name then must not count as fit."""
     before = begun(deadline_ns=11 * SECOND)
     by_name, released = after(before, Tick(at(11))), after(before, news, Tick(at(11)))
@@ -127,7 +127,7 @@ def test_an_incomplete_inventory_ends_by_name_as_ever() -> None:
     assert (released.phase, released.epoch) == (Phase.COMPLETED, waiting.epoch + 1)
 
 
-def test_the_next_switchover_knows_nothing_of_the_wait() -> None:
+def test_the_wait_does_not_affect_the_next_switchover() -> None:
     released = after(begun(), read(10, POST), Tick(at(13)), Tick(at(190)))
     assert released.told_until_ns == 0
 
@@ -181,7 +181,7 @@ def test_a_green_that_is_read_only_for_the_applications_role_gives_evidence() ->
 
 @pytest.mark.parametrize("blue_by_role", [True, None])
 def test_a_role_that_is_read_only_on_blue_as_well_tells_nothing(blue_by_role: bool | None) -> None:
-    """That of reports, say. Nor is it known what it tells while blue was not asked."""
+    """For example a reporting role. The setting also means nothing while blue was not queried."""
     before = prepared(blue_by_role)
     assert (before.green_was_read_only, before.target_read_only) == (False, False)
     assert after(before, answered(10, read_only=False)).phase is Phase.IN_PROGRESS

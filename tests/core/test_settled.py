@@ -1,4 +1,4 @@
-"""An answer that has changed nothing changes nothing when it is given again: nobody needs to be told of it."""
+"""An answer that has changed nothing changes nothing when it is repeated, so it need not be passed on."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ def test_an_answer_is_no_news_twice(data: st.DataObject) -> None:
         before, settled = settled, take(settled, *said)
         if settled is before:
             break
-    assert settled is before, "an answer that is repeated comes to nothing sooner or later"
+    assert settled is before, "a repeated answer must change nothing eventually"
     if not is_settled(before, settled):
         return
     later = at(seconds + data.draw(st.sampled_from([0.001, 0.1, 1.0, 100.0, 1000.0])))
-    # Time alone, as it comes to pass in between.
+    # Time passes in between.
     due = sorted(end for end in settled.timers if end <= later.mono_ns)
     expected = take(settled, *(Tick(replace(later, mono_ns=end)) for end in due), Tick(later))
     if expected is settled:
         assert take(settled, *(replace(event, at=later) for event in said)) is settled
 
 
-def test_what_stands_against_a_suspicion_is_told_again() -> None:
+def test_an_answer_that_refutes_a_suspicion_counts_again() -> None:
     """The answer may be older than the nudge, and the next one says the same."""
     said = (
         Answered(at(9), Role.SOURCE, read_only=False),

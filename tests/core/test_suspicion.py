@@ -1,4 +1,4 @@
-"""What a nudge does: nothing but a bounded hold, ended by the first thing that is known."""
+"""A nudge causes only a bounded hold, which the first reading ends."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_nor_does_green(suspected: Snapshot) -> None:
     assert action(step(suspected, status(Role.TARGET, "SWITCHOVER_INITIATED", 12), RULES)) is Action.HOLD
 
 
-def test_in_progress_takes_over_and_a_rollback_lets_go(suspected: Snapshot) -> None:
+def test_in_progress_takes_over_and_a_rollback_ends_the_hold(suspected: Snapshot) -> None:
     begun = step(suspected, status(Role.TARGET, "SWITCHOVER_IN_PROGRESS", 12), RULES)
     assert (begun.phase, begun.suspected_until_ns) == (Phase.IN_PROGRESS, 0)
     assert action(begun) is Action.HOLD

@@ -1,4 +1,4 @@
-"""Who belongs to which side, and which green host stands in for which blue endpoint."""
+"""The hosts of each side, and the green counterpart of each blue endpoint."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_unequal_numbers_of_readers(green_readers: list[str], expected: list[str
     ]
 
 
-def test_a_reader_without_a_counterpart_leaves_its_name_to_nobody() -> None:
+def test_no_host_takes_the_name_of_a_reader_without_a_counterpart() -> None:
     snapshot = Snapshot(
         "1",
         Phase.IN_PROGRESS,
@@ -125,6 +125,6 @@ def test_without_a_cluster_the_base_name_tells_the_primary_from_its_replicas(ord
     }
 
 
-def test_an_instance_without_a_namesake_goes_by_its_place() -> None:
+def test_an_instance_without_a_namesake_is_matched_by_position() -> None:
     blue, green = side(Role.SOURCE, instance("shop")), side(Role.TARGET, instance("store-green-a1b2c3"))
     assert correspondence(blue, green) == ((instance("shop"), instance("store-green-a1b2c3")),)

@@ -89,7 +89,7 @@ class Host:
         self._tenure.lock.release()
 
     def again(self, **fleet: Any) -> None:
-        """Stop it, and begin anew as a new version or with new parameters would."""
+        """Stop it, and start it again, as with a new version or new parameters."""
         self.stop()
         assert self.config.fleet is not None
         self.config = replace(self.config, fleet=replace(self.config.fleet, **fleet))
@@ -129,7 +129,7 @@ class Fleet:
     def settle(self) -> None:
         """Wait until one leads and the others follow, and only it is connected to the pair."""
         try:
-            wait_until(self.is_settled, PATIENCE_S, "a leader that everybody follows")
+            wait_until(self.is_settled, PATIENCE_S, "a leader that all hosts follow")
         except LabError as error:
             found = [(host.snapshot.phase.name, host.snapshot.ready, host.snapshot.fleet) for host in self.hosts]
             raise AssertionError(f"{self.pair.monitoring_connections()} connections, {found}") from error
@@ -194,7 +194,7 @@ def test_one_host_asks_for_all_and_its_successor_goes_on(fleet: Fleet) -> None:
     leader.stop()
     fleet.hosts.remove(leader)
     fleet.settle()
-    # Nobody needed to fall back for that: a successor asks before the others do.
+    # No host needed to fall back: a successor queries before the others do.
     assert [host.fallbacks for host in fleet.hosts] == [0, 0, 0]
 
 
@@ -225,9 +225,7 @@ def test_a_bus_that_fails_makes_hosts_ask_and_a_bus_that_works_ends_it(fleet: Fl
     else:
         redis.execute("REPLICAOF", "127.0.0.1", "1")
         undo = ("REPLICAOF", "NO", "ONE")
-    wait_until(
-        lambda: all(host.standing is FleetRole.DIRECT for host in fleet.hosts), PATIENCE_S, "everybody on its own"
-    )
+    wait_until(lambda: all(host.standing is FleetRole.DIRECT for host in fleet.hosts), PATIENCE_S, "all hosts direct")
     assert all(host.snapshot.fleet and host.snapshot.fleet.reason for host in fleet.hosts)
     wait_until(lambda: fleet.pair.monitoring_connections() == 6, PATIENCE_S, "two connections of each")
     assert {host.snapshot.phase for host in fleet.hosts} == {Phase.CREATED}
@@ -262,11 +260,11 @@ def test_a_bus_that_refuses_what_is_written_is_not_stormed(fleet: Fleet) -> None
     redis.execute("CONFIG", "SET", "maxmemory", "1")
     try:
         wait_until(
-            lambda: all(host.standing is FleetRole.DIRECT for host in fleet.hosts), PATIENCE_S, "everybody on its own"
+            lambda: all(host.standing is FleetRole.DIRECT for host in fleet.hosts), PATIENCE_S, "all hosts direct"
         )
         found = re.search(rb"cmdstat_xadd:.*rejected_calls=(\d+)", redis.execute("INFO", "commandstats"))
         assert found is not None
-        # As many as two hosts are told each second.
+        # The number that two hosts receive each second.
         assert int(found[1]) < 20 * (2 + time.monotonic() - began)
     finally:
         redis.execute("CONFIG", "SET", "maxmemory", "0")
@@ -306,7 +304,7 @@ def test_monitors_that_begin_on_an_old_stream_complain_of_no_clock(fleet: Fleet)
     assert "fleet_clocks_differ" not in notices
 
 
-def test_what_nobody_foresaw_is_logged_once_and_ends_no_monitor(
+def test_an_unforeseen_error_is_logged_once_and_ends_no_monitor(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, own_log: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: object) -> None:
@@ -318,7 +316,7 @@ def test_what_nobody_foresaw_is_logged_once_and_ends_no_monitor(
         patched.setattr("bgpool.monitor.subscriber.unseal", fail)
         patched.setattr("bgpool.monitor.publisher.seal", fail)
         wait_until(
-            lambda: all(host.standing is FleetRole.DIRECT for host in fleet.hosts), PATIENCE_S, "everybody on its own"
+            lambda: all(host.standing is FleetRole.DIRECT for host in fleet.hosts), PATIENCE_S, "all hosts direct"
         )
         time.sleep(2.0)
     fleet.settle()
@@ -326,7 +324,7 @@ def test_what_nobody_foresaw_is_logged_once_and_ends_no_monitor(
     assert 1 <= sum(vars(record).get("event") == "fleet_bus_error" for record in own_log.records) <= 4
 
 
-def test_what_is_not_ours_changes_nothing_but_a_counter(fleet: Fleet) -> None:
+def test_foreign_entries_only_change_a_counter(fleet: Fleet) -> None:
     fleet.add(3)
     fleet.settle()
     bus, key = fleet.bus(), KEY.encode()
@@ -338,7 +336,7 @@ def test_what_is_not_ours_changes_nothing_but_a_counter(fleet: Fleet) -> None:
     )
     evil = Message(top.term, 0, "ee" * 8, time.time_ns(), "", 1, 0, (time.time_ns(),) * 2, gone)
     for place in range(1, 60):
-        # Between the ids that the leader uses next; each is refused by the stream or by everybody.
+        # With ids between those that the leader uses next: the stream, or every host, refuses each of them.
         message = replace(evil, seq=top.seq + place, whole=top.seq + place)
         sealed = seal(message, "ledger", (OTHER_KEY.encode(),))
         payload = [sealed, sealed[:40], sealed[32:], top.payload, b"", seal(message, "other", (key,))][place % 6]

@@ -1,4 +1,4 @@
-"""A leader that gives signs of life, and nothing else of a monitor."""
+"""A leader that only publishes heartbeats."""
 
 from __future__ import annotations
 

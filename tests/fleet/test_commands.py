@@ -71,7 +71,7 @@ def run(*words: str) -> tuple[int, str]:
 @pytest.fixture
 def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hosts]:
     with RedisServer() as redis, Pair() as pair:
-        # The pools are told in their own parameters: these are the operator's.
+        # The pools get the bus by their parameters; the environment is the operator's.
         monkeypatch.setenv("BGPOOL_FLEET", redis.url())
         monkeypatch.setenv("BGPOOL_FLEET_KEY", KEY)
         hosts = Hosts(pair, redis, tmp_path)
@@ -113,7 +113,7 @@ def test_an_operator_and_a_fleet(hosts: Hosts) -> None:
     assert status == 1
     assert text.count("is not ready: an operator holds every checkout (bgpool hold)") == 2
 
-    # A host that begins meanwhile holds, too, once it has met the fleet. Its monitor begins with its first caller.
+    # A host that starts now holds, too, once it has joined the fleet. Its monitor starts with its first caller.
     hosts.begin()
     newcomer = threading.Thread(target=check_out, args=(hosts.pools[2],), daemon=True)
     newcomer.start()

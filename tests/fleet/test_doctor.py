@@ -1,4 +1,4 @@
-"""What the doctor finds of a bus: on a real server, and the documentation names every check."""
+"""The doctor's findings about a bus, on a real server. The documentation names every check."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ALL = ["client", "reachable", "encrypted", "rights", "streams", "key", "clock", 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As long as a leader may be silent in a switchover is enough for the leader of these tests."""
+    """A leader's longest silence in a switchover is long enough for the leader of these tests."""
     monkeypatch.setattr("bgpool.doctor.fleet_checks.FLEET_SILENCE_S", FLEET_SILENCE_SWITCHING_S)
 
 
@@ -113,7 +113,7 @@ def contents(server: RedisServer) -> list[bytes]:
 # -- all is well ---------------------------------------------------------------------------------------------------
 
 
-def test_a_bus_that_nobody_uses_yet(server: RedisServer) -> None:
+def test_an_unused_bus(server: RedisServer) -> None:
     findings = found(url_of(server))
     assert results(findings) == {
         "client": Result.OK,
@@ -175,7 +175,7 @@ def test_the_client_is_missing(server: RedisServer) -> None:
     assert {findings[name].result for name in ALL if name not in ("client", "encrypted")} == {Result.NOT_CHECKED}
 
 
-def test_nobody_is_there() -> None:
+def test_a_bus_without_a_server() -> None:
     addresses, port = free_addresses(1)
     findings = found(f"redis://u:{quote(SECRET, safe='')}@{addresses[0]}:{port}")
     assert findings["reachable"].result is Result.FAILED
@@ -246,7 +246,7 @@ def test_another_thing_is_under_the_key(server: RedisServer, key: str) -> None:
     [(STREAM, END), (HOSTS, END), (STREAM, f"{int(time.time()) + 2 * 86_400}-0"), (STREAM, f"{2**64 - 1}-5")],
     ids=["the last", "the last of the hosts", "in two days", "the last second"],  # the time differs between processes
 )
-def test_an_id_that_nobody_can_go_beyond(server: RedisServer, key: str, entry: str) -> None:
+def test_the_highest_possible_id(server: RedisServer, key: str, entry: str) -> None:
     write(server, message(7), report())
     server.execute("XADD", key, entry, "m", "forged")
     finding = found(url_of(server))["streams"]

@@ -51,7 +51,7 @@ def test_a_key_that_was_changed_is_had_without_a_new_monitor(keys: Keys) -> None
     wait_until(lambda: keys() == (NEW,), timeout_s=30.0, what="the new key")
 
 
-def test_a_callable_that_hangs_when_the_keys_grow_old_stops_nobody(keys: Keys) -> None:
+def test_a_callable_that_hangs_later_blocks_no_thread(keys: Keys) -> None:
     assert keys() == (OLD,)
     may_return.clear()
     grow_old(keys)
@@ -74,7 +74,7 @@ def test_a_callable_that_fails_leaves_the_keys_as_they_were(keys: Keys) -> None:
         time.sleep(0.01)
 
 
-def test_without_any_key_the_bus_fails_and_no_secret_is_told(keys: Keys) -> None:
+def test_without_any_key_the_bus_fails_without_a_secret_in_the_text(keys: Keys) -> None:
     global made
     made = b""
     with pytest.raises(BusError, match="ValueError") as failed:

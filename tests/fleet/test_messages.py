@@ -76,13 +76,13 @@ def body_of(payload: bytes) -> dict[str, Any]:
 
 
 def with_body(body: object) -> bytes:
-    """*body* as one who is trusted would send it."""
+    """Return *body* as a trusted host would send it."""
     return bytes([FORMAT]) + bytes(msgpack.packb(body))
 
 
 # -- there and back -----------------------------------------------------------------------------------------------
 
-#: What can be shown on a line, as everything that is sealed is.
+#: Printable lines, like all texts that are sealed.
 lines = some.text(some.characters(exclude_categories=["C", "Z"]), max_size=40)
 words = some.one_of(lines, some.just("x" * FLEET_TEXT_CHARS))
 names = some.one_of(some.sampled_from([BLUE, GREEN]), lines, some.just("n" * NAME_CHARS))
@@ -171,7 +171,7 @@ def test_a_report_comes_back_as_it_was(keys: tuple[bytes, ...], told: Report | F
 
 
 def test_sizes() -> None:
-    """Two deliveries a second to each host, and ten in a switchover: a message is to be small."""
+    """Each host receives two messages a second, and ten in a switchover, so messages must be small."""
     assert len(seal(BEAT, "ledger", SIGNED)) <= 110
     assert len(seal(WHOLE, "ledger", SIGNED)) <= 600
     assert len(seal_report(REPORT, "ledger", SIGNED)) <= 220
@@ -202,7 +202,7 @@ def test_texts_are_cut_to_one_line() -> None:
 
 
 def test_texts_of_others_are_one_line_too() -> None:
-    """Where everybody is trusted somebody else may have sealed it."""
+    """If unsigned messages are trusted, another client may have sealed the text."""
     body = body_of(seal_report(REPORT, "ledger", TRUSTED))
     body["k"] = ["all is well\n2026-01-01 ERROR bgpool \x1b[2J"]
     told = unseal_report(with_body(body), "ledger", TRUSTED)
@@ -210,7 +210,7 @@ def test_texts_of_others_are_one_line_too() -> None:
     assert told.missing == ("all is well 2026-01-01 ERROR bgpool [2J",)
 
 
-def test_more_reasons_than_are_told() -> None:
+def test_more_reasons_than_the_limit() -> None:
     told = unseal_report(seal_report(replace(REPORT, missing=("reason",) * 20), "ledger", SIGNED), "ledger", SIGNED)
     assert isinstance(told, Report)
     assert len(told.missing) == FLEET_MISSING
@@ -254,7 +254,7 @@ def test_what_was_signed_is_nothing_else() -> None:
     assert refused(unseal_report, payload, "ledger", SIGNED) == "forged"
 
 
-def test_without_our_key() -> None:
+def test_without_the_key() -> None:
     assert refused(unseal, entry(WHOLE, (OTHER,)), "ledger", SIGNED) == "forged"
     assert refused(unseal, entry(WHOLE, TRUSTED), "ledger", SIGNED) == "forged"
     assert refused(unseal_report, seal_report(ORDER, "ledger", TRUSTED), "ledger", SIGNED) == "forged"
@@ -297,7 +297,7 @@ def test_a_fact_that_is_not_known_makes_its_role_unknown() -> None:
 
 @every_trust
 def test_a_newer_format(keys: tuple[bytes, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is told apart from damage, because no bus and no key is to be mended, but a host upgraded."""
+    """It is distinguished from damage, because the remedy is to upgrade the host, not to repair the bus or the key."""
     with monkeypatch.context() as later:
         later.setattr("bgpool.fleet.messages.FORMAT", FORMAT + 1)
         payload, report = seal(WHOLE, "ledger", keys), seal_report(REPORT, "ledger", keys)
@@ -430,7 +430,7 @@ class Fuzzer:
 
 
 def is_sound(told: Message | Report | FleetOrder) -> bool:
-    """Whether what was let through is what the core may be given."""
+    """Return whether the core may receive the decoded value."""
     if isinstance(told, FleetOrder):
         return told.number.isprintable() and told.until_ns >= 0
     if isinstance(told, Report):
@@ -443,7 +443,7 @@ def is_sound(told: Message | Report | FleetOrder) -> bool:
 @pytest.mark.parametrize("count", [20_000, pytest.param(1_000_000, marks=pytest.mark.full)])
 @every_trust
 def test_nothing_but_a_refusal_comes_of_anything(keys: tuple[bytes, ...], count: int) -> None:
-    """With a key: signed by somebody who has it, and is out to do harm, or signed and damaged afterwards."""
+    """With a key: signed by a malicious client that has it, or damaged after signing."""
     fuzzer, told = Fuzzer(count), Counter[str]()
     places = [(WHOLE.term, WHOLE.seq), (BEAT.term, BEAT.seq)]
     for number in range(count):
@@ -467,7 +467,7 @@ def test_nothing_but_a_refusal_comes_of_anything(keys: tuple[bytes, ...], count:
 
 
 def outcome(function: Callable[..., Message | Report | FleetOrder], *arguments: object) -> Any:
-    """What *function* makes of it, or why it refuses it."""
+    """Return the result of *function*, or the reason of its refusal."""
     try:
         return function(*arguments)
     except BadMessage as refusal:

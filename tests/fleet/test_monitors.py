@@ -1,7 +1,7 @@
 """The suite of real monitors, in a process of its own.
 
-Its monitors run in threads, so that a test can look at one and reach into it. A monitor's threads end with its process
-and not before: here they would stay, hundreds of them, beside tests that count threads and fork.
+Its monitors run in threads, so that a test can inspect them. A monitor's threads end only with its process: in this
+process hundreds of them would remain, and disturb tests that count threads and fork.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What people see of a fleet: two hosts with real monitors and pools, through a switchover and the end of their bus."""
+"""A fleet as users see it: two hosts with real monitors and pools, through a switchover and the end of their bus."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Seen:
     """Two hosts, which are two run directories of this process.
 
     Attributes:
-        lines: What their monitors have had logged: host, event, level, text.
+        lines: The log lines of their monitors: host, event, level, text.
     """
 
     def __init__(self, pair: Pair, redis: RedisServer, directory: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_fleet_is_seen(seen: tuple[Seen, Director], redis: RedisServer, own_lo
     assert f"follower of {places[leads].leader}, 2 hosts, last message" in as_text(hosts.statuses()[follows])
     assert 'bgpool_fleet_role{bgpool_bg_id="seen",bgpool_fleet_role="leader"} 1.0' in hosts.scraped(leads)
     assert 'bgpool_fleet_hosts{bgpool_bg_id="seen"} 2.0' in hosts.scraped(follows)
-    hosts.wait(lambda: len(lines(own_log)) == 2, "each host's log says so")
+    hosts.wait(lambda: len(lines(own_log)) == 2, "each host's log has the line")
     assert lines(own_log) == [("fleet_joined", logging.INFO)] * 2
 
     director.run()
@@ -143,7 +143,7 @@ def test_a_fleet_is_seen(seen: tuple[Seen, Director], redis: RedisServer, own_lo
         assert status.fleet is not None
         assert status.fleet.reason
         assert status.notes == (f"this host has a fleet's bus, but queries the database itself: {status.fleet.reason}",)
-    hosts.wait(lambda: lines(own_log).count(("fleet_fallback", logging.WARNING)) == 2, "each host's log says so")
+    hosts.wait(lambda: lines(own_log).count(("fleet_fallback", logging.WARNING)) == 2, "each host's log has the line")
     assert lines(own_log, "fleet_bus").count(("fleet_bus_failed", logging.WARNING)) == 2
 
     told = "\n".join([*(json.dumps(status.as_dict()) for status in hosts.statuses()), own_log.text, hosts.scraped(0)])

@@ -49,7 +49,7 @@ def shared_server() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def server(shared_server: RedisServer) -> Iterator[RedisServer]:
-    """Empty, and open to everybody."""
+    """An empty server without access control."""
     yield shared_server
     shared_server.thaw()
     shared_server.start()
@@ -80,7 +80,7 @@ def bus(server: RedisServer, new_bus: NewBus) -> StreamBus:
 
 
 def failure(function: Callable[..., object], *args: object) -> str:
-    """What *function* fails with: one line, without a secret, not even in what led to it."""
+    """Return the error of *function*: one line, without a secret, also not in its cause."""
     with pytest.raises(BusError) as caught:
         function(*args)
     error = caught.value
@@ -181,7 +181,7 @@ def test_a_reader_that_waits_is_woken(server: RedisServer, bus: StreamBus, new_b
 def test_nothing_comes_back_late_and_not_as_a_failure(
     bus: StreamBus, timeout_s: float, least: float, most: float
 ) -> None:
-    """A server looks at its waiting clients ten times a second. Whoever waits for silence needs a timer of his own."""
+    """A server checks its waiting clients ten times a second. A client that measures silence needs its own timer."""
     bus.publish(7, 0, b"")
 
     def read() -> float:
@@ -214,7 +214,7 @@ def test_streams_stay_short_and_have_no_time_to_live(server: RedisServer, bus: S
 # -- what others may have written ----------------------------------------------------------------------------------
 
 
-def test_entries_that_are_none_of_ours_are_empty(server: RedisServer, bus: StreamBus) -> None:
+def test_foreign_entries_are_empty(server: RedisServer, bus: StreamBus) -> None:
     largest = b"x" * FLEET_ENTRY_BYTES
     bus.publish(7, 0, largest)
     server.execute("XADD", KEY, "7-1", "m", largest + b"x")
@@ -266,9 +266,7 @@ def test_an_answer_that_trickles_has_an_end(monkeypatch: pytest.MonkeyPatch, new
         assert "the whole of an answer within 0.3 s" in failure(new_bus(url).top)
 
 
-def test_the_highest_possible_id_closes_the_stream_until_somebody_deletes_it(
-    server: RedisServer, bus: StreamBus
-) -> None:
+def test_the_highest_possible_id_closes_the_stream_until_it_is_deleted(server: RedisServer, bus: StreamBus) -> None:
     server.execute("XADD", KEY, f"{MAXIMUM}-{MAXIMUM}", "m", "forged")
     assert bus.top() == Entry(MAXIMUM, MAXIMUM, b"forged")
     for term, seq in ((8, 0), (8, 1)):
@@ -310,7 +308,7 @@ def test_too_few_replicas(server: RedisServer, bus: StreamBus) -> None:
 
 
 def is_busy(server: RedisServer) -> bool:
-    """Whether it has run a script for longer than it likes."""
+    """Return whether the server has run a script for longer than its limit."""
     try:
         server.execute("PING")
     except ResponseError as error:
@@ -466,7 +464,7 @@ def test_an_answer_that_is_none(new_bus: NewBus, said: bytes) -> None:
         ("s3cret", "answers XREVRANGE with the error ERR"),
     ],
 )
-def test_every_refusal_is_told_in_words_of_our_own(new_bus: NewBus, said: str, meaning: str) -> None:
+def test_every_refusal_has_its_own_text(new_bus: NewBus, said: str, meaning: str) -> None:
     """A server's own may quote what it was sent."""
 
     def answer(client: socket.socket) -> None:
@@ -483,7 +481,7 @@ def test_every_refusal_is_told_in_words_of_our_own(new_bus: NewBus, said: str, m
 
 @pytest.fixture
 def name(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Where ``bus.test`` leads; a test writes the address into it."""
+    """The address file of ``bus.test``, which a test writes."""
     leads: dict[str, str] = {}
     original = socket.getaddrinfo
 
@@ -501,7 +499,7 @@ def two_servers() -> Iterator[tuple[RedisServer, RedisServer]]:
         yield one, two
 
 
-def test_after_a_promotion_the_name_is_looked_up_anew(
+def test_after_a_promotion_the_name_is_looked_up_again(
     two_servers: tuple[RedisServer, RedisServer], name: dict[str, str], new_bus: NewBus
 ) -> None:
     old, new = two_servers
@@ -511,7 +509,7 @@ def test_after_a_promotion_the_name_is_looked_up_anew(
     new.follow(old)
     new.promote()
     old.follow(new)
-    # The name follows later, and the connection was kept: it would lead to the replica for ever.
+    # The name changes later, and the connection was kept: it would lead to the replica forever.
     assert "is a replica and accepts no writes" in failure(bus.publish, 8, 1, b"lost")
     name["bus.test"] = new.address
     bus.publish(8, 2, b"after")

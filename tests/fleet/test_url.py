@@ -1,4 +1,4 @@
-"""URLs of a bus: what of them counts, and what nobody may read in an error."""
+"""URLs of a bus: the parts that count, and the parts that no error shows."""
 
 from __future__ import annotations
 

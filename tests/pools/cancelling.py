@@ -24,7 +24,7 @@ from bgpool.pools.postgres.async_connector import AsyncPostgresConnector
 from bgpool.pools.postgres.async_pool import AsyncPool
 from tests.waiting import PATIENCE_S
 
-__all__ = ["HOW", "Cancelled", "Scene", "new_connector", "new_pool", "quiet", "until"]
+__all__ = ["HOW", "Cancelled", "Scene", "end_sessions", "new_connector", "new_pool", "quiet", "until"]
 
 T = TypeVar("T")
 
@@ -140,6 +140,12 @@ async def until(condition: Callable[[], bool], what: Callable[[], object], timeo
             gc.collect()
             await asyncio.sleep(0.1)
         await asyncio.sleep(0.002)
+
+
+def end_sessions(monitor: psycopg.Connection[Any]) -> None:
+    """End the sessions that earlier tests have left on the server, some of them in a long statement."""
+    sql = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE usename = %s AND pid <> pg_backend_pid()"
+    monitor.execute(sql, (ROLE,))
 
 
 @dataclass

@@ -25,7 +25,7 @@ from bgpool.lab.ledger import INSERT_SQL
 from bgpool.pools.postgres.async_connector import AsyncPostgresConnector
 from bgpool.pools.postgres.async_pool import AsyncPool
 from bgpool.testing import Deployment
-from tests.pools.cancelling import HOW, Cancelled, Scene, new_connector, new_pool, quiet
+from tests.pools.cancelling import HOW, Cancelled, Scene, end_sessions, new_connector, new_pool, quiet
 from tests.pools.proxy import CommitCutter
 from tests.pools.test_receipts import TABLE, create, run_sql
 
@@ -380,6 +380,7 @@ async def _cancel_everywhere(
 
     pool = make() if has_pool else None
     with psycopg.connect(pair.direct_dsn(pair.blue), autocommit=True) as monitor:
+        end_sessions(monitor)
         try:
             if pool is not None:
                 async with pool.connection() as connection:

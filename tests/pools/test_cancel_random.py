@@ -21,7 +21,7 @@ from bgpool.lab.ledger import INSERT_SQL, Key
 from bgpool.monitor.probe import now
 from bgpool.pools.postgres.async_pool import AsyncPool
 from bgpool.testing import Deployment
-from tests.pools.cancelling import HOW, Cancelled, Scene, new_pool, quiet
+from tests.pools.cancelling import HOW, Cancelled, Scene, end_sessions, new_pool, quiet
 
 pytestmark = pytest.mark.lab
 
@@ -169,6 +169,7 @@ def test_operations_cancelled_at_random_lose_nothing(
         dice = random.Random(seed)
         with psycopg.connect(postgres_pair.direct_dsn(postgres_pair.blue), autocommit=True) as monitor:
             monitor.execute("DELETE FROM ledger WHERE worker = 96")
+            end_sessions(monitor)
             async with pool:
                 # Descriptors that a process keeps after its first switchover.
                 await _switch_over(deployment, postgres_pair, dice)

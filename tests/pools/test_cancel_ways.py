@@ -22,7 +22,7 @@ from bgpool.lab.ledger import INSERT_SQL
 from bgpool.pools.postgres.async_pool import AsyncPool
 from bgpool.testing import Deployment
 from tests.engines import sleepers
-from tests.pools.cancelling import Scene, new_pool, quiet
+from tests.pools.cancelling import Scene, end_sessions, new_pool, quiet
 from tests.waiting import until
 
 pytestmark = pytest.mark.lab
@@ -49,6 +49,7 @@ def enter(postgres_pair: Pair, deployment: Deployment) -> Enter:
     async def scene() -> Any:
         pool = new_pool(postgres_pair, deployment.run_dir)
         with psycopg.connect(postgres_pair.direct_dsn(postgres_pair.blue), autocommit=True) as monitor:
+            end_sessions(monitor)
             async with pool:
                 # So that the scene includes everything that a process keeps after its first switchover.
                 async with pool.connection() as connection:

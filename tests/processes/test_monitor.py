@@ -109,7 +109,7 @@ def test_in_the_foreground_a_second_monitor_is_refused(tmp_path: Path) -> None:
         assert "monitor of bg_id '1' started, term 1" in line_of(first)
         second = subprocess.run(COMMAND, input=f"{dsn}\n", capture_output=True, text=True, timeout=120)
         assert second.returncode == 1
-        assert "another monitor of bg_id '1' lives" in second.stderr
+        assert "another monitor of bg_id '1' is running" in second.stderr
         assert Reader(RunFiles.of(tmp_path / "run", "1")).refresh().snapshot is not None
         first.terminate()
         assert first.wait(10) == 0

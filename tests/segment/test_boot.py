@@ -1,4 +1,4 @@
-"""Which boot a segment is of, also where one of two processes cannot tell."""
+"""The boot of a segment, also if one of two processes cannot read the boot id."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def be_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], None]:
 
 @pytest.fixture
 def lead(files: RunFiles, fork: Fork) -> Iterator[Callable[[], int]]:
-    """Starts a monitor that only gives signs of life; its pid."""
+    """Start a monitor that only writes heartbeats; return its pid."""
     ready, told = os.pipe()
 
     def run() -> None:
@@ -131,7 +131,7 @@ def test_a_segment_of_another_boot_is_not_replaced_while_its_monitor_lives(
 
 
 @pytest.mark.parametrize("ours", [UNKNOWN, ONE])
-def test_without_ids_a_sign_of_life_in_the_future_is_of_another_boot(
+def test_without_ids_a_heartbeat_in_the_future_is_of_another_boot(
     files: RunFiles, be_of: Callable[[bytes], None], monkeypatch: pytest.MonkeyPatch, ours: bytes
 ) -> None:
     be_of(UNKNOWN)
@@ -147,9 +147,7 @@ def test_without_ids_a_sign_of_life_in_the_future_is_of_another_boot(
     assert Writer(files, tenure.term, Snapshot("orders", epoch=9)).snapshot.epoch == 9
 
 
-def test_a_beat_between_two_looks_is_no_sign_of_life_in_the_future(
-    files: RunFiles, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_heartbeat_between_two_reads_is_not_in_the_future(files: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = Writer(files, 1, Snapshot("orders"))
     mapped = SegmentMap(files)
     clock = time.monotonic_ns

@@ -1,4 +1,4 @@
-"""Format 4, byte for byte, and what becomes of bytes that are not as they should be."""
+"""Format 5, byte for byte, and the handling of invalid bytes."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_when_the_fleet_was_heard(files: RunFiles, monkeypatch: pytest.MonkeyPat
     assert mapped.bus_age_s() is None, "never"
     writer.note_bus(4_250_000_000)
     assert mapped.bus_age_s() == 0.75
-    assert mapped.word[0] == writer.sequence, "nobody is woken for it"
+    assert mapped.word[0] == writer.sequence, "no waiter is woken for it"
     writer.note_bus(6_000_000_000)
     assert mapped.bus_age_s() is None, "in the future: on another clock"
     # What a monitor has heard is nothing that the next one has.
@@ -103,7 +103,7 @@ def test_golden_payload(snapshot: Snapshot) -> None:
 
 @pytest.mark.parametrize("standing", FleetRole)
 def test_a_place_in_a_fleet(standing: FleetRole, snapshot: Snapshot) -> None:
-    """A reason is a server's or a client's words: however long, nobody refuses the snapshot for it."""
+    """A reason is a text of a server or a client: of any length, no reader refuses the snapshot for it."""
     view = FleetView(standing, "web-2", 30, 5, "x" * (FLEET_TEXT_CHARS + 1), 1)
     found = decode(encode(replace(snapshot, fleet=view)))
     assert found == replace(snapshot, fleet=replace(view, reason="x" * FLEET_TEXT_CHARS))
@@ -120,7 +120,7 @@ def test_a_place_that_is_none_is_refused(fleet: object) -> None:
 
 
 def test_the_number_of_the_format_changes_with_the_payload() -> None:
-    """A version that cannot read another's payload must know it from the header, where it is told what to do."""
+    """A version that cannot read another's payload must detect it by the header."""
     digest = hashlib.sha256(encode(FULL)).hexdigest()[:16]
     assert (layout.FORMAT, digest) == GOLDEN_PAYLOAD
 

@@ -1,4 +1,4 @@
-"""What a kernel may refuse, one at a time: what is done instead, and who says so."""
+"""Features that a kernel may refuse, one at a time: the fallback, and where it is reported."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_a_waiter_that_is_refused_futex_looks_and_does_not_spin(monkeypatch: pyt
     assert not wake.has_futex()
 
 
-def test_a_change_that_wakes_nobody_is_seen_all_the_same(files: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_without_a_wake_up_is_detected(files: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     """The monitor is in a sandbox without futex, the waiter is not: a caller is held for 30 s."""
     monkeypatch.setattr(wake, "FUTEX_SLEEP_S", 0.05)
     writer = Writer(files, 1, Snapshot("orders"))

@@ -39,10 +39,10 @@ def test_one_holder_at_a_time(files: RunFiles) -> None:
     again = try_lock(files.relay)
     assert again is not None
     del again
-    assert not is_held(files.relay), "a lock that nobody refers to any more is released"
+    assert not is_held(files.relay), "an unreferenced lock is released"
 
 
-def test_a_lock_of_filelocks_and_one_of_ours_exclude_each_other(files: RunFiles) -> None:
+def test_filelock_and_bgpool_locks_exclude_each_other(files: RunFiles) -> None:
     """A monitor is elected by filelock; workers and commands ask with the system call."""
     theirs = FileLock(str(files.relay), mode=0o600)
     with theirs:

@@ -115,7 +115,7 @@ def test_readers_move_to_the_file_of_a_new_term(files: RunFiles) -> None:
     new.publish(numbered(2))
     assert reader.refresh().snapshot == numbered(2)
     assert new.sequence > old.sequence
-    # The old monitor wakes up and goes on writing: nobody listens.
+    # The old monitor resumes and continues to write, without effect.
     assert not old.is_in_place()
     with pytest.raises(Superseded, match="term 2 has taken over"):
         old.publish(numbered(99))
@@ -253,7 +253,7 @@ def test_lock_files_of_past_terms_do_not_pile_up(files: RunFiles) -> None:
 def test_one_that_was_stopped_before_it_began_is_passed_over(
     files: RunFiles, fork: Fork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has the lock of the next term, and no segment: nobody would ever get that lock."""
+    """It holds the lock of the next term, and has no segment: otherwise no process would ever get that lock."""
     monkeypatch.setattr(election, "HEARTBEAT_HUNG_S", 0.3)
     ready, told = os.pipe()
     go, start = os.pipe()

@@ -1,4 +1,4 @@
-"""Those who wait in line go one after the other, and nobody waits for long for one who does not pass a turn on."""
+"""Waiters in the queue are woken one after the other, and none waits for long for one that does not wake the next."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Queue:
         wait_asleep(thread)
 
     def change(self) -> None:
-        """What everybody waits for, though nobody is woken."""
+        """Change the word that all wait for, without waking a waiter."""
         self.word[0] = 1
 
     def until_gone(self, *names: str) -> None:
@@ -72,7 +72,7 @@ class Queue:
         assert sorted(self.gone) == sorted(names)
 
     def end(self) -> None:
-        """Let everybody go."""
+        """Wake all waiters."""
         self.change()
         wake.wake_all(self.address)
         for thread in self._threads:
@@ -102,7 +102,7 @@ def test_the_one_that_has_waited_longest_is_woken(queue: Queue) -> None:
     assert wake.wake_in_line(queue.address, 5) == 0
 
 
-def test_the_clock_lets_those_go_who_are_not_let_go_by_others(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiters_that_no_other_wakes_are_woken_over_time(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(release_queue, "cores", lambda: 1)
     monkeypatch.setattr(release_queue, "CONNECTS_PER_CORE", 1)
     monkeypatch.setattr(release_queue, "LINE_PACE_S", LONG_S)
@@ -119,7 +119,7 @@ def test_the_clock_lets_those_go_who_are_not_let_go_by_others(queue: Queue, monk
     assert not waiting.moves
 
 
-def test_a_line_without_anybody_ends_by_itself(queue: Queue) -> None:
+def test_an_empty_queue_ends_by_itself(queue: Queue) -> None:
     waiting = ReleaseQueue(queue.address)
     waiting.let_go()
     deadline = time.monotonic() + LONG_S
@@ -128,9 +128,7 @@ def test_a_line_without_anybody_ends_by_itself(queue: Queue) -> None:
         time.sleep(0.01)
 
 
-def test_what_ends_a_switchover_lets_go_in_line_and_all_else_everybody(
-    files: RunFiles, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_release_wakes_in_line_and_other_changes_wake_all(files: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     monkeypatch.setattr(ReleaseQueue, "let_go", lambda _: told.append("line"))
     monkeypatch.setattr(wake, "wake_all", lambda _: told.append("all"))
@@ -142,7 +140,7 @@ def test_what_ends_a_switchover_lets_go_in_line_and_all_else_everybody(
     writer.leave()
 
 
-def test_whoever_is_let_go_lets_the_next_one_go(files: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_woken_waiter_wakes_the_next(files: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     """In whichever process: what wakes it is the reader, which may not write."""
     if not wake.has_futex():
         pytest.skip("waiters poll here")
@@ -171,7 +169,7 @@ def test_whoever_is_let_go_lets_the_next_one_go(files: RunFiles, monkeypatch: py
     writer.leave()
 
 
-def test_whoever_waits_in_line_sleeps_through(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_waiter_in_line_does_not_wake_up_early(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each time a thread wakes up costs more than anything else that a held caller costs."""
     monkeypatch.setattr(wake, "FUTEX_SLEEP_S", LONG_S)
     slept = []

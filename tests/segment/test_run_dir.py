@@ -1,4 +1,4 @@
-"""The run directory in mounts that other users write to: one private directory in them, the same for everybody."""
+"""Run directories in mounts that other users write to: one private directory in them, the same for all processes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def mount(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=[0o000, 0o022, 0o177, 0o777], ids="umask {:03o}".format)
 def umask(request: pytest.FixtureRequest, mount: Path) -> Iterator[None]:
-    # After the mount, in which nobody but root could make anything otherwise.
+    # After the mount, in which only root could otherwise create files.
     del mount
     if request.param == 0o777 and os.geteuid() != 0:
         pytest.skip("a directory without any right cannot be opened by its owner")
@@ -45,19 +45,19 @@ def umask(request: pytest.FixtureRequest, mount: Path) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o2777, 0o1777, 0o2775, 0o770], ids="{:04o}".format)
-def test_a_mount_that_others_write_to_has_a_private_directory_of_ours(mount: Path, mode: int) -> None:
+def test_a_shared_mount_gets_a_private_directory(mount: Path, mode: int) -> None:
     mount.chmod(mode)
     assert look_in(mount) == mount / OWN
     assert prepare_run_dir(look_in(mount)) is True
     assert prepare_run_dir(look_in(mount)) is False
     assert stat.S_IMODE((mount / OWN).stat().st_mode) == 0o700
-    assert stat.S_IMODE(mount.stat().st_mode) == mode, "which is not ours to change"
+    assert stat.S_IMODE(mount.stat().st_mode) == mode, "bgpool must not change it"
     # What a command prints can be given to another one.
     assert look_in(mount / OWN) == mount / OWN
 
 
 @pytest.mark.parametrize("mode", [0o700, 0o2770, 0o755, 0o750], ids="{:04o}".format)
-def test_a_directory_that_only_we_or_our_group_write_to_is_taken_as_it_is(mount: Path, mode: int) -> None:
+def test_a_private_or_group_directory_is_used_unchanged(mount: Path, mode: int) -> None:
     mount.chmod(mode)
     assert look_in(mount) == mount
 
@@ -111,12 +111,12 @@ def test_without_a_word_from_the_user_it_is_in_memory(monkeypatch: pytest.Monkey
 
 
 @as_root
-def test_a_directory_that_somebody_else_put_in_place_of_ours(mount: Path) -> None:
+def test_a_directory_that_another_user_put_in_place(mount: Path) -> None:
     directory = look_in(mount)
     prepare_run_dir(directory)
     files = RunFiles.of(directory, "1")
     os.close(open_checked(files.log, os.O_RDWR | os.O_CREAT))
-    # Without the sticky bit anybody may rename it.
+    # Without the sticky bit any user may rename it.
     directory.rename(mount / "away")
     directory.mkdir(mode=0o700)
     os.chown(directory, 12345, 12345)

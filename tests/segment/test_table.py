@@ -31,7 +31,7 @@ USAGE = USAGE._replace(interrupted=20, outcome_unknown=21, pool_timeouts=22, too
 USAGE = USAGE._replace(offer=5, stuck_passwords=25, hold_limit_ms=26, timer_ms=27, busy_limit_ms=28, behind_proxy=29)
 USAGE = USAGE._replace(locked_out=30, no_receipts=31, receipts_found=32, receipts_missing=33, old_blue_told=34)
 USAGE = USAGE._replace(already_applied=35, receipts_deleted=36)
-#: As docs/segment-format.md has them; words are native, here those of little-endian machines.
+#: The header of docs/segment-format.md; words are in native byte order, here little-endian.
 GOLDEN_HEADER = "424750574f524b0a 03000000 00040000 80010000"
 GOLDEN_ROW = (
     10,
@@ -89,7 +89,7 @@ def test_workers_are_counted_by_what_they_wrote_lately(files: RunFiles) -> None:
     table.write_row(1, os.getpid(), late_ns, USAGE)
     assert mine.count_workers() == 1
     table.write_row(0, os.getpid(), late_ns, USAGE)
-    assert mine.count_workers() == 1, "whoever asks is there"
+    assert mine.count_workers() == 1, "the calling process counts"
     mine.close()
     other.close()
 
@@ -166,7 +166,7 @@ def test_locks_of_parts_of_a_file_are_not_needed(files: RunFiles, monkeypatch: p
 
 
 def test_a_row_whose_lock_was_deleted_is_left(files: RunFiles) -> None:
-    """By whoever cleans up temporary files: the next process would take the same row."""
+    """For example by a cleanup of temporary files: the next process would take the same row."""
     presence = Presence(files)
     assert presence.is_in_place(files)
     files.row(0).unlink()
@@ -271,14 +271,14 @@ def opened_in(directory: Path) -> list[Path]:
     """The files of *directory* that this process has open."""
     found = []
     for descriptor in Path("/proc/self/fd").iterdir():
-        # That of the listing itself is gone by now.
+        # The descriptor of the listing itself is closed by now.
         with contextlib.suppress(FileNotFoundError):
             found.append(descriptor.readlink())
     return sorted(path for path in found if path.is_relative_to(directory))
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOLCK, errno.EIO])
-def test_locks_that_the_system_refuses_are_an_error_of_ours(
+def test_locks_that_the_system_refuses_are_a_bgpool_error(
     files: RunFiles, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     """A file system without locks: the pool goes on without a row."""
@@ -297,7 +297,7 @@ def test_locks_that_the_system_refuses_are_an_error_of_ours(
         anybody_present(files)
 
 
-def test_what_cannot_be_looked_at_is_an_error_of_ours(tmp_path: Path) -> None:
+def test_an_unreadable_table_is_a_bgpool_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SegmentError, match="cannot be opened"):
         workers(RunFiles.of(tmp_path / "file", "orders"))
@@ -364,7 +364,7 @@ def test_replaced_is_said_once_and_when_it_is_true(files: RunFiles, caplog: pyte
 
 
 def test_a_lock_that_is_not_to_be_trusted_is_passed_by(files: RunFiles) -> None:
-    """A monitor that saw nobody because of one file left every ten seconds, and the next one came."""
+    """A monitor that saw no process because of one file would exit every ten seconds, and the next one would start."""
     files.row(0).touch(mode=0o600)
     files.row(0).chmod(0o644)
     with pytest.raises(SegmentError, match="mode 0644"):
