@@ -62,14 +62,14 @@ def database(kit: Kit, pair: Pair, deployment: Deployment) -> dict[str, Any]:
 
 @pytest.fixture
 def make_database(database: dict[str, Any]) -> Iterator[Callable[..., str]]:
-    """Adds databases to Django's settings: *database* with other settings, and *options* beside its own.
+    """Add databases to Django's settings: *database* with other settings, and *options* in addition to its own.
 
-    Returns the alias; ``connections[alias]`` is this thread's wrapper.
+    Return the alias; ``connections[alias]`` is this thread's wrapper.
     """
     made: list[str] = []
 
     def make(options: dict[str, Any] | None = None, **changed: Any) -> str:
-        # As Django's engine, ours refuses to keep connections of a pool.
+        # Like Django's engine, that of bgpool refuses to keep connections of a pool.
         max_age = {"CONN_MAX_AGE": 0} if options and options.get("pool") else {}
         whole = {**database, **max_age, **changed}
         whole["OPTIONS"] = {**whole["OPTIONS"], **(options or {})}
@@ -93,7 +93,7 @@ def make_database(database: dict[str, Any]) -> Iterator[Callable[..., str]]:
 
 @pytest.fixture
 def entries(kit: Kit, pair: Pair) -> Iterator[int]:
-    """How many rows of worker 88 the ledger has."""
+    """Return the number of rows of worker 88 in the ledger."""
     with kit.connect(pair) as connection:
         for n in range(300):
             kit.execute(connection, f"INSERT INTO ledger (worker, thread, n) VALUES (88, 8, {n})")

@@ -30,7 +30,7 @@ def put(wrapper: Any, n: int) -> None:
 
 @pytest.fixture
 def rows(kit: Kit, pair: Pair) -> Iterator[Callable[[], list[int]]]:
-    """What was put on blue, and committed."""
+    """Return the committed rows on blue."""
 
     def read() -> list[int]:
         with kit.connect(pair) as connection:
@@ -63,7 +63,7 @@ def test_autocommit_turned_on_by_hand_is_on_for_the_connection_that_follows(
     assert rows() == [1]
 
 
-def test_so_it_is_after_an_atomic_block_whose_hooks_wait_for_nobody(
+def test_an_atomic_block_whose_hooks_are_not_held(
     deployment: Deployment, make_database: MakeDatabase, rows: Callable[[], list[int]]
 ) -> None:
     wrapper: Any = connections[make_database(AUTOCOMMIT=False)]

@@ -20,7 +20,7 @@ WAIT_S = 60.0
 
 
 def come_to(notes: Path) -> list[str]:
-    """What the runs of a task came to, once there are two or the time is up."""
+    """Return the outcomes of a task's runs, once there are two or the time is up."""
     deadline = time.monotonic() + WAIT_S
     while True:
         found = notes.read_text(encoding="utf-8").splitlines() if notes.exists() else []
@@ -39,7 +39,7 @@ def test_a_task_whose_worker_was_killed_right_after_commit_is_applied_once(engin
         assert isinstance(server, Batch)
         found = [come_to(server.notes / f"of 1.{slot}.1") for slot in range(2)]
         stage.stop()
-        # The function was called once, and the second run was told so.
+        # The function was called once, and the second run received that result.
         assert found == [["called", "True"]] * 2, server.output
         assert server.output.count("SIGKILL") >= 2, server.output
         keys = [row.key for row in ledger.read(stage.pair.blue) if row.key[0] == 1]

@@ -1,4 +1,4 @@
-"""What the engines do with a thread's connection where Django's would keep a wrong one, or lose something."""
+"""bgpool's engines where Django's would keep a wrong connection of a thread, or lose data."""
 
 from __future__ import annotations
 
@@ -155,10 +155,10 @@ def test_what_becomes_a_test_database_leaves_that_of_the_settings(
     assert pool.closed
 
 
-def test_a_caller_whose_pool_is_closed_meanwhile_gets_a_connection_of_the_next_one(
+def test_a_waiting_caller_whose_pool_is_closed_gets_a_connection_of_the_next_pool(
     deployment: Deployment, make_database: MakeDatabase
 ) -> None:
-    """As Celery closes it behind each task, for whichever thread had that."""
+    """Celery closes it after each task, whichever thread used it."""
     alias = make_database(**POOLED)
     mine: Any = connections[alias]
     ask(mine)

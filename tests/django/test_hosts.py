@@ -1,4 +1,4 @@
-"""Which hosts have a database take part: RDS endpoints and what stands for one, and in tests what is asked for."""
+"""The hosts whose databases take part: RDS endpoints and their aliases, and in tests those that the settings name."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Wrappers:
         self.made: list[Any] = []
 
     def takes_part(self, host: str, /, *, mark: bool = False, **options: str) -> bool:
-        """Whether a database on *host* would; *mark* if it is a test database."""
+        """Return whether a database on *host* would take part; *mark* if it is a test database."""
         own = {"bg_id": "hosts", "bg_run_dir": str(self._scratch), **options}
         database = {"ENGINE": ENGINES[self._engine], "HOST": host, "NAME": "app", "USER": "app", "OPTIONS": own}
         settings = connections.configure_settings({"default": database})["default"]
@@ -83,7 +83,7 @@ def test_so_does_an_endpoint_that_the_options_name(wrappers: Wrappers) -> None:
 
 
 @pytest.mark.parametrize("way", ["PGHOST", "PGSERVICE"])
-def test_so_does_an_endpoint_that_libpq_is_told_of(
+def test_an_endpoint_from_libpqs_environment_takes_part(
     kit: Kit, wrappers: Wrappers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     if kit.engine is not Engine.POSTGRESQL:
@@ -212,7 +212,7 @@ def test_nor_has_pytest_django(wrappers: Wrappers, monkeypatch: pytest.MonkeyPat
 def test_an_application_that_keeps_its_mail_in_memory_is_no_test_run(
     wrappers: Wrappers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a staging site: the mailbox is the one that test runs have."""
+    """A staging site may do so too: it has the mailbox of test runs."""
     monkeypatch.setattr(mail, "outbox", [], raising=False)
     assert wrappers.takes_part(ENDPOINT)
 

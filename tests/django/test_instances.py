@@ -37,10 +37,10 @@ def names(alias: str) -> dict[int, str]:
     return dict(parcel_models()[0].objects.using(alias).values_list("pk", "name"))
 
 
-def test_the_row_that_was_given_its_first_key_meanwhile_is_not_overwritten(
+def test_a_row_that_has_since_received_its_first_key_is_not_overwritten(
     alias: str, make_database: MakeDatabase, pair: Pair
 ) -> None:
-    """As green gives keys that blue has given already, to transactions that did not commit."""
+    """Green assigns keys that blue has already assigned, to transactions that did not commit."""
     parcel = parcel_models()[0](name="mine")
     other = make_database()
     keys: list[int] = []

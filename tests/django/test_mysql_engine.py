@@ -40,7 +40,7 @@ def ask(alias: str, sql: str, params: Any = None) -> Any:
 
 @pytest.fixture
 def sent(pair: Pair) -> Iterator[Callable[[int], list[str]]]:
-    """What blue was sent by a session, as its general log has it, each time since the last."""
+    """Return the statements of a session in blue's general log since the last call."""
     before = dict(pair.blue.execute("SHOW GLOBAL VARIABLES WHERE Variable_name IN ('general_log', 'log_output')"))
     pair.blue.execute("SET GLOBAL log_output = 'TABLE'")
     pair.blue.execute("SET GLOBAL general_log = 1")
@@ -62,7 +62,7 @@ def sent(pair: Pair) -> Iterator[Callable[[int], list[str]]]:
 
 
 class TestSent:
-    def test_a_new_connection_is_set_up_with_one_statement_beside_the_drivers(
+    def test_setup_of_a_connection_sends_one_statement_more_than_the_driver(
         self, kit: Kit, make_database: Callable[..., str], sent: Callable[[int], list[str]]
     ) -> None:
         """It is in autocommit, as servers are: nothing turns that off and on again."""
@@ -93,7 +93,7 @@ class TestSent:
     def test_an_atomic_block_has_three_statements_around_it(
         self, kit: Kit, make_database: Callable[..., str], sent: Callable[[int], list[str]], pool: object
     ) -> None:
-        """As with mysqlclient."""
+        """The same number as with mysqlclient."""
         alias = make_database({"pool": pool} if pool else None)
         wrapper: Any = connections[alias]
         session = kit.session(wrapper.connection) if ask(alias, "SELECT 1") and wrapper.connection else 0
@@ -134,7 +134,7 @@ class TestCut:
 
     @pytest.fixture
     def cut(self, kit: Kit, pair: Pair, deployment: Deployment, make_database: Callable[..., str]) -> str:
-        """A database whose kept connection was ended, and nobody has noticed."""
+        """A database whose kept connection was ended, which has not been noticed yet."""
         alias = make_database()
         wrapper: Any = connections[alias]
         ask(alias, "SELECT 1")
@@ -173,7 +173,7 @@ class TestLost:
     def test_a_block_that_has_caught_the_error_fails_and_the_next_one_does_not(
         self, kit: Kit, pair: Pair, alias: str
     ) -> None:
-        """As with mysqlclient, so that Django rolls back: what PyMySQL says then is no DatabaseError to it."""
+        """Django rolls back, as with mysqlclient: for Django, PyMySQL's error there is no DatabaseError."""
         with pytest.raises(OperationalError, match="gone away") as raised, transaction.atomic(using=alias):
             ask(alias, INSERT)
             connection: Any = connections[alias].connection
@@ -328,7 +328,7 @@ class TestOptions:
         ["CAST('0000-00-00' AS DATE)", "STR_TO_DATE('2026-11', '%Y-%m')", "CAST('0000-00-00 00:00:00' AS DATETIME)"],
     )
     def test_a_date_that_there_is_not_is_none(self, make_database: Callable[..., str], value: str) -> None:
-        """As with mysqlclient: old tables have them, and Django's fields know no text in their place."""
+        """Old tables contain them; Django's fields do not accept text in their place. mysqlclient does the same."""
         assert ask(make_database(), f"SELECT {value}") is None
 
     def test_dates_are_dates(self, make_database: Callable[..., str]) -> None:
@@ -343,7 +343,7 @@ class TestOptions:
         with pytest.raises(IntegrityError):
             ask(alias, "INSERT INTO c VALUES (-1)")
 
-    def test_nothing_of_mysqlclient_is_used(self, make_database: Callable[..., str]) -> None:
+    def test_mysqlclient_is_not_used(self, make_database: Callable[..., str]) -> None:
         wrapper: Any = connections[make_database()]
         ask(wrapper.alias, "SELECT 1")
         assert isinstance(wrapper.connection, pymysql.connections.Connection)

@@ -35,7 +35,7 @@ from tests.pools.callers import wait_until
 pytestmark = pytest.mark.lab
 
 ROOT = Path(__file__).parents[2]
-#: As many as programs.sessions sends.
+#: The number of tasks that programs.sessions sends.
 TASKS = 4
 WORKER = (
     "-A", "tests.django.programs.sessions:celery", "worker", "-P", "prefork", "-c", "1", "-Q", "queue", "-l", "WARNING",
@@ -44,7 +44,7 @@ WORKER = (
 
 
 def found(*, deploy: bool = False) -> dict[str, list[checks.CheckMessage]]:
-    """What the checks say, by id."""
+    """Return the messages of the checks, by id."""
     said: dict[str, list[checks.CheckMessage]] = {}
     for message in checks.run_checks(include_deployment_checks=deploy):
         if (message.id or "").startswith("bgpool."):
@@ -63,13 +63,13 @@ def command(name: str, *arguments: str) -> tuple[int, str]:
 
 
 def password(_host: str, _port: int, _user: str) -> str:
-    """As a callable in a settings file."""
+    """Return a password, like a callable in a settings file."""
     return os.environ["TESTS_PASSWORD"]
 
 
 @pytest.fixture
 def only(make_database: Callable[..., str]) -> Iterator[Callable[..., str]]:
-    """As make_database, with no other database in Django's settings."""
+    """The same as make_database, with no other database in Django's settings."""
     hidden = {alias: connections.settings.pop(alias) for alias in list(connections)}
     yield make_database
     connections.settings.update(hidden)
@@ -77,7 +77,7 @@ def only(make_database: Callable[..., str]) -> Iterator[Callable[..., str]]:
 
 @pytest.fixture
 def without_celery(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if Celery had not been imported."""
+    """Make Celery look as if it had not been imported."""
     monkeypatch.delitem(sys.modules, "celery", raising=False)
 
 
@@ -96,7 +96,7 @@ class TestChecks:
         assert "business" not in str(error)
 
     def test_e001_settings_that_django_itself_cannot_use(self, only: Callable[..., str], kit: Kit) -> None:
-        """As where no variable of the environment is set; Django's own engines fail at the first connection."""
+        """For example if an environment variable is not set; Django's own engines fail at the first connection."""
         given: dict[Engine, dict[str, Any]] = {
             Engine.POSTGRESQL: {"TIME_ZONE": "Nowhere"},
             Engine.MYSQL: {"HOST": None},
@@ -279,7 +279,7 @@ def test_a_command_says_what_django_cannot_use_in_the_settings(only: Callable[..
 
 @pytest.mark.parametrize("name", ["bgpool_status", "bgpool_doctor"])
 def test_a_command_says_what_django_refuses_in_the_settings(only: Callable[..., str], kit: Kit, name: str) -> None:
-    # Both of them are refused before the settings come to bgpool.
+    # Both of them are refused before bgpool receives the settings.
     refusals: dict[Engine, tuple[dict[str, Any], str]] = {
         Engine.POSTGRESQL: ({"NAME": "n" * 100}, "longer than"),
         Engine.MYSQL: ({"OPTIONS": {"bg_id": "a", "isolation_level": "loose"}}, "Invalid transaction isolation level"),
@@ -374,7 +374,7 @@ def sessions(environment: Callable[..., dict[str, str]], tmp_path: Path) -> Call
 @pytest.mark.slow
 @pytest.mark.full
 class TestPreforkWorker:
-    """What the check W001 and the page say of Celery."""
+    """The behaviour of Celery that the check W001 and the documentation describe."""
 
     def test_closes_a_pool_at_each_task(self, sessions: Callable[..., list[str]]) -> None:
         assert len(set(sessions("&pool=true", POOLED))) == TASKS

@@ -1,4 +1,4 @@
-"""What is PostgreSQL's own: roles, time zones, isolation levels, cursors on the server, and others' backends."""
+"""PostgreSQL only: roles, time zones, isolation levels, server-side cursors, and other libraries' backends."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_a_password_that_a_backend_makes_for_each_connection_makes_no_connector_
     settings = {**connections.settings[alias], "PASSWORD": ""}
 
     class OfTokens(postgresql.DatabaseWrapper):
-        """As backends for IAM do: each token is another one."""
+        """A backend with a new token each time, like those for IAM."""
 
         def get_connection_params(self) -> dict[str, Any]:
             # libpq takes it for the same password.

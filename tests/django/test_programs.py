@@ -20,7 +20,7 @@ from tests.servers.played import Played, part
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 EXAMPLE = Path(__file__).parents[2] / "docs/examples/django"
-#: What a switchover may add to the down time, in seconds; and what other tests on the same cores may add to that.
+#: Bounds in seconds: what a switchover adds to the down time, and what other tests on the same cores add to that.
 EXCESS_S, LOAD_S = 0.2, 0.8
 CLIENTS = 4
 HEALTHY, FROZEN, ROLLBACK = SCENARIOS[:3]
@@ -61,17 +61,17 @@ class AsyncViews(WebServer):
     """The same with the asynchronous view."""
 
     def path_of(self, key: tuple[int, int, int]) -> str:
-        """As Views."""
+        """The paths of Views."""
         return "/async/" if is_unit(key) else "/plain/"
 
 
 def is_unit(key: tuple[int, int, int]) -> bool:
-    """Whether a row is written in a unit of work: by its client, or by the slot of its task."""
+    """Return whether a row is written in a unit of work: by its client, or by the slot of its task."""
     return key[1] % 2 == 1
 
 
 def environment(stage: Stage, more: Mapping[str, str]) -> dict[str, str]:
-    """For the example: what its README says, and nothing of the tests'."""
+    """Return the example's environment: the variables that its README names, and none of the tests'."""
     resolver = stage.environment["APP_RESOLVER"]
     options = "&bg_id=servers&bg_interval_baseline_ms=500" + more.get("APP_OPTIONS", "")
     path = os.pathsep.join((str(EXAMPLE), stage.environment["PYTHONPATH"]))
@@ -109,7 +109,7 @@ def play_stock(engine: Engine, scenario: Scenario, name: str) -> Result:
 
 
 def judged(result: Result, name: str, *, units: bool) -> Played:
-    """What became of the rows of one kind on one server."""
+    """Return the outcome of the rows of one kind on one server."""
     return part(result, name, lambda key: is_unit(key) is units)
 
 
@@ -119,7 +119,7 @@ def told(result: Result, name: str) -> str:
 
 
 def assert_rows(result: Result) -> None:
-    """Nothing lost, doubled or split, nobody left on old blue, one monitor for all."""
+    """Nothing is lost, doubled or split, old blue has no clients, and there was one monitor for all."""
     assert result.verdict.clean, result.verdict
     assert result.strayed == 0
     assert result.connections == 2

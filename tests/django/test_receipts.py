@@ -72,7 +72,7 @@ def test_a_key_decides_and_the_hooks_of_the_call_that_was_applied_run_once(
 
 
 @pytest.mark.usefixtures("prepared")
-def test_a_claim_that_is_cut_forgets_nothing_of_the_call_in_doubt(work: Work, pair: Pair, cutter: CommitCutter) -> None:
+def test_a_claim_that_is_cut_keeps_the_state_of_the_call_in_doubt(work: Work, pair: Pair, cutter: CommitCutter) -> None:
     """Neither its result nor its hooks, though two more attempts have begun since."""
     claims: list[bytes] = []
 

@@ -1,4 +1,4 @@
-"""What can be written into DATABASES, what it does, and what is refused."""
+"""The settings that DATABASES may contain, their effects, and those that are refused."""
 
 from __future__ import annotations
 
@@ -252,7 +252,7 @@ def test_the_asynchronous_interface_works(deployment: Deployment, make_database:
 
 @pytest.mark.parametrize("disabled", [False, True], ids=["server-side", "client-side"])
 @pytest.mark.parametrize("in_atomic", [False, True], ids=["autocommit", "atomic"])
-def test_iterating_over_a_switchover_ends_in_an_error_that_says_so_or_in_all_rows(
+def test_iterating_over_a_switchover_ends_in_an_error_that_names_it_or_in_all_rows(
     in_atomic: bool, disabled: bool, kit: Kit, entries: int, deployment: Deployment, make_database: MakeDatabase
 ) -> None:
     alias = make_database({"bg_drain_timeout_ms": "0"}, DISABLE_SERVER_SIDE_CURSORS=disabled)
@@ -356,7 +356,7 @@ def test_dbshell_gives_the_password_in_the_environment(
     assert "as-text" not in arguments
 
 
-def test_dbshell_says_so_where_the_callable_fails(shells: Path, make_database: MakeDatabase) -> None:
+def test_dbshell_reports_a_callable_that_fails(shells: Path, make_database: MakeDatabase) -> None:
     with pytest.raises(CommandError, match="RuntimeError") as raised:
         call_command("dbshell", database=make_database(PASSWORD=_fails))
     assert SECRET not in str(raised.value)

@@ -1,7 +1,7 @@
-"""Django's own tests through our engines: what passes with Django's engine passes with ours.
+"""Django's own tests with bgpool's engines: what passes with Django's engine passes with bgpool's.
 
-They run twice with ours: in a deployment in CREATED, where connections are gated and watched, and as a user's tests
-run, where bgpool takes no part. What fails with Django's engine as well, on this server and machine, is not compared.
+They run twice with bgpool's: in a deployment in CREATED, where connections are gated and watched, and as in a user's
+test run, where bgpool takes no part. Tests that fail with Django's engine on this server and machine are not compared.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WHOLE_TIMEOUT_S: Final = 600.0
 
 
 class Both:
-    """Runs tests with Django's engine and with ours, on one server.
+    """Runs tests with Django's engine and with bgpool's, on one server.
 
     Attributes:
         server: The server.
@@ -42,21 +42,21 @@ class Both:
         return self._run(self.server.plain(**options), labels, timeout_s, {})
 
     def deployed(self, labels: Sequence[str], timeout_s: float, **options: Any) -> Run:
-        """With ours, in a deployment."""
+        """Run with bgpool's engine, in a deployment."""
         with self.server.deployed(self._scratch / "run", **options) as databases:
             run = self._run(databases, labels, timeout_s, {IN_TESTS: "1"})
         assert (run.engine, run.phase) == (OURS[self.server.engine], "CREATED")
         return run
 
     def aside(self, labels: Sequence[str], timeout_s: float, **options: Any) -> Run:
-        """With ours, as a user's tests run."""
+        """Run with bgpool's engine, as a user's tests run."""
         with self.server.deployed(self._scratch / "run", **options) as databases:
             run = self._run(databases, labels, timeout_s, {})
         assert (run.engine, run.phase) == (OURS[self.server.engine], "")
         return run
 
     def again(self, ours: Callable[..., Run], **options: Any) -> Callable[[Sequence[str]], tuple[Run, Run]]:
-        """Runs labels with Django's engine and in the way *ours*."""
+        """Run labels with Django's engine and with that of bgpool, by the method given."""
 
         def run(labels: Sequence[str]) -> tuple[Run, Run]:
             return self.plain(labels, WHOLE_TIMEOUT_S, **options), ours(labels, WHOLE_TIMEOUT_S, **options)
@@ -84,7 +84,7 @@ class Suite:
     @pytest.mark.lab
     @pytest.mark.timeout(4 * PART_TIMEOUT_S)
     def test_a_part_passes(self, both: Both) -> None:
-        """Where all of it passes with ours there is nothing to compare."""
+        """If all tests pass with bgpool's engine there is nothing to compare."""
         ours = both.deployed(PART, PART_TIMEOUT_S)
         assert len(ours.of("passed")) > 250, str(ours)
         if ours.of("failed"):
@@ -96,7 +96,7 @@ class Suite:
     @pytest.mark.full
     @pytest.mark.timeout(6 * WHOLE_TIMEOUT_S)
     @pytest.mark.parametrize("options", [{}, {"pool": True}], ids=["kept", "pool"])
-    def test_what_passes_with_djangos_engine_passes_with_ours(
+    def test_what_passes_with_djangos_engine_passes_with_bgpools(
         self, both: Both, options: dict[str, Any], record_property: Callable[[str, object], None]
     ) -> None:
         if options and self.engine == "mysql":
@@ -119,7 +119,7 @@ class TestMysql(Suite):
 
 
 def test_what_is_lost() -> None:
-    """What fails with both, or no more when it is run again, is not; a test that is gone or skipped is."""
+    """A test that fails with both engines, or passes when run again, is not lost; a missing or skipped one is."""
     same = {"a.T.1": ("passed", ""), "b.T.1": ("failed", "no locale"), "b.T.2": ("skipped", "")}
     gone = {"c.T.1": ("passed", ""), "a.T.4": ("passed", "")}
     plain = Run("", "", same | gone | {"a.T.2": ("passed", ""), "a.T.3": ("passed", "")})

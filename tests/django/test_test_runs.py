@@ -1,7 +1,7 @@
-"""``manage.py test`` of a small site: nothing is monitored, nothing is left, and nobody asks the production database.
+"""``manage.py test`` of a small site: no monitor, nothing left behind, and no query to the production database.
 
-The site asks its database while it is loaded, before there is a test database: Django's own pools would then lead there
-for as long as the process lives.
+The site queries its database while it is loaded, before there is a test database: Django's own pools would then
+connect to the former for as long as the process lives.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ TIMEOUT_S: Final = 100.0
 
 
 class Heard(ABC):
-    """What the server was asked as the site's user, in order: the database, and what.
+    """The statements that the server received from the site's user, in order, each with its database.
 
-    A connection counts as asked.
+    A connection counts as a statement.
     """
 
     def __init__(self, pair: Pair) -> None:
@@ -125,9 +125,9 @@ class Site:
     """The site, with its databases on a server.
 
     Attributes:
-        heard: What the server was asked.
-        run_dir: Where a monitor would live.
-        by_address: Whether HOST is the server's address, for programs that do not know the lab's names.
+        heard: The statements that the server received.
+        run_dir: The run directory for a monitor.
+        by_address: True if HOST is the server's address, for programs that cannot resolve the lab's names.
     """
 
     def __init__(self, pair: Pair, engine: Engine, scratch: Path) -> None:
@@ -227,7 +227,7 @@ class Site:
         }
 
     def _processes(self) -> list[int]:
-        """What still runs of what the tests started, which has inherited the environment."""
+        """Return the running processes that the tests started; they have inherited the environment."""
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             try:
@@ -240,7 +240,7 @@ class Site:
 
 
 def _get(port: int) -> str:
-    """What the site's view says; nothing where it does not answer."""
+    """Return the response of the site's view; empty if there is none."""
     with contextlib.suppress(OSError), urlopen(f"http://127.0.0.1:{port}/count", timeout=5) as response:
         return str(response.read().decode())
     return ""

@@ -49,8 +49,8 @@ class Work:
     """A function that inserts one row of its own and has a hook.
 
     Attributes:
-        calls: How often it was called.
-        hooks: Which calls' hooks have run.
+        calls: The number of calls.
+        hooks: The numbers of the calls whose hooks have run.
         meanwhile: Called between the row and the end.
     """
 
@@ -80,7 +80,7 @@ class Work:
         return ask(self.wrapper)
 
     def rows(self, pair: Pair) -> int:
-        """How often its row is on blue."""
+        """Return how many times its row is on blue."""
         return sum(row.key == self.key for row in ledger.read(pair.blue))
 
 
@@ -134,7 +134,7 @@ def test_what_is_cut_before_commit_is_called_again_and_one_hook_runs(
 
 
 class Stop(BaseException):
-    """What no handler of errors catches."""
+    """An exception that no error handler catches."""
 
 
 @WAYS
@@ -189,7 +189,7 @@ def test_a_cut_that_the_function_swallowed_is_no_success(inner: bool, pair: Pair
 def test_a_function_that_goes_on_after_a_cut_that_it_swallowed_is_called_again(
     how: str, pair: Pair, work: Work
 ) -> None:
-    """Django refuses its next statement as of a transaction that is to be rolled back, and does not say why."""
+    """Django refuses its next statement as in a transaction that must be rolled back, without the reason."""
 
     def cut() -> None:
         if work.calls == 1:
@@ -346,7 +346,7 @@ def test_what_may_be_applied_twice_is_called_again(
 
 @pytest.mark.usefixtures("prepared")
 def test_a_cut_behind_the_answer_to_commit_is_no_matter(kit: Kit, pair: Pair, make_work: MakeWork) -> None:
-    """On MySQL Django sends SET AUTOCOMMIT then; on PostgreSQL it sends nothing, and nobody notices."""
+    """On MySQL Django then sends SET AUTOCOMMIT; on PostgreSQL it sends nothing, and the cut is not noticed."""
     work = make_work()
     run(work, using=work.alias)
     work.hooks.clear()
@@ -369,7 +369,7 @@ def test_a_cut_behind_the_answer_to_commit_is_no_matter(kit: Kit, pair: Pair, ma
 
 
 class TimeLimit(Exception):
-    """As Celery's SoftTimeLimitExceeded, which is raised by the handler of a signal."""
+    """An exception like Celery's SoftTimeLimitExceeded, raised by a signal handler."""
 
 
 @pytest.fixture
@@ -459,7 +459,7 @@ def test_an_interrupt_while_autocommit_is_switched_leaves_it_on(
 
 @pytest.fixture(params=["answered", "answer lost"])
 def commit(request: pytest.FixtureRequest, kit: Kit, prepared: Deployment, cutter: CommitCutter) -> str:
-    """Whether the answer to COMMIT is lost, where the server can be asked."""
+    """The parameter: whether the answer to COMMIT is lost, on a server with a status function for it."""
     del prepared
     if request.param == "answer lost":
         if kit.engine is Engine.MYSQL:
@@ -685,7 +685,7 @@ def test_a_database_without_a_bg_id_is_refused_without_autocommit_as_well(
 
 
 @pytest.mark.usefixtures("prepared")
-def test_a_pool_that_was_closed_meanwhile_is_no_matter(make_work: MakeWork, pair: Pair) -> None:
+def test_a_pool_that_has_since_been_closed_does_not_matter(make_work: MakeWork, pair: Pair) -> None:
     work = make_work(**POOLED)
     work.ask()
     work.wrapper.close_pool()
@@ -696,7 +696,7 @@ def test_a_pool_that_was_closed_meanwhile_is_no_matter(make_work: MakeWork, pair
 def test_a_unit_that_is_held_when_its_pool_is_closed_goes_on_with_the_next_one(
     deployment: Deployment, pair: Pair, make_work: MakeWork
 ) -> None:
-    """As Celery closes it behind each task, for whichever thread had that."""
+    """Celery closes it after each task, whichever thread used it."""
     work = make_work(**POOLED)
     work.ask()
     pool = work.wrapper.pool.pool
@@ -721,7 +721,7 @@ def test_a_unit_that_is_held_when_its_pool_is_closed_goes_on_with_the_next_one(
 
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_what_became_of_a_commit_is_asked_on_the_next_pool_where_that_of_the_unit_was_closed(
+def test_a_commits_outcome_is_queried_on_the_next_pool_if_the_units_pool_was_closed(
     when: Any, kit: Kit, pair: Pair, cutter: CommitCutter, make_work: MakeWork
 ) -> None:
     if kit.engine is Engine.MYSQL:

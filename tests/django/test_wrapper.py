@@ -1,4 +1,4 @@
-"""An engine of bgpool's in a deployment: what a request that keeps its connection meets."""
+"""bgpool's engines in a deployment, as seen by a request that keeps its connection."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_request_goes_on_with_another_connection_once_its_pool_was_closed(
 
 
 def test_conn_max_age_is_judged_when_a_databases_first_pool_is_made(make_database: Callable[..., str]) -> None:
-    """As Django's: tests change CONN_MAX_AGE of a database that is in use."""
+    """Like Django's: tests change CONN_MAX_AGE of a database that is in use."""
     wrapper: Any = connections[make_database({"pool": True})]
     ask(wrapper)
     wrapper.settings_dict.update(CONN_MAX_AGE=None, CONN_HEALTH_CHECKS=True)
@@ -134,7 +134,7 @@ def test_conn_max_age_is_judged_when_a_databases_first_pool_is_made(make_databas
     assert ask(wrapper) == 1
 
 
-def test_a_switchover_that_begins_behind_the_commit_holds_nobody(
+def test_a_switchover_that_begins_behind_the_commit_holds_no_request(
     deployment: Deployment, make_database: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alias = make_database({"bg_connect_timeout_ms": "200"})

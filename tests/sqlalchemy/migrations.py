@@ -14,7 +14,7 @@ __all__ = ["Project", "Ran"]
 
 _LIMIT_S = 60.0
 
-#: What env.py is told of the models.
+#: The setting for env.py with the models.
 _FILLED_IN = {
     "target_metadata = None": "from models import Base, ours\n\ntarget_metadata = Base.metadata",
     "target_metadata=target_metadata": "target_metadata=target_metadata, include_name=ours",
@@ -66,11 +66,11 @@ def downgrade():
 
 
 class Ran(NamedTuple):
-    """Commands that have ended.
+    """Completed commands.
 
     Attributes:
-        output: What they printed.
-        ended_s: When, on the monotonic clock.
+        output: Their output.
+        ended_s: The time of their end, on the monotonic clock, in seconds.
     """
 
     status: int

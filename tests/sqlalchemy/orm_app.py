@@ -33,7 +33,7 @@ client = CLIENTS[os.environ["APP_CLIENT"]].make(
 
 
 def wsgi(environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
-    """For gunicorn. A request that fails is answered with 503, and is nobody's bug."""
+    """The application for gunicorn. A failed request is answered with 503, and is not a bug."""
     worker, thread, n = urllib.parse.parse_qs(environ["QUERY_STRING"])["key"][0].split(".")
     try:
         client.write((int(worker), int(thread), int(n)))

@@ -1,4 +1,4 @@
-"""What libraries ask of an engine's dialect: the answer is SQLAlchemy's, and the engine stays as it is."""
+"""Attributes of an engine's dialect that libraries read: they are SQLAlchemy's, and the engine does not change."""
 
 from __future__ import annotations
 

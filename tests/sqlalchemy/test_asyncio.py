@@ -96,7 +96,7 @@ async def where(connection: AsyncConnection) -> str:
 
 
 def stats(engine: AsyncEngine) -> Any:
-    return engine.dialect.bgpool_connector.stats()  # type: ignore[attr-defined]  # ours
+    return engine.dialect.bgpool_connector.stats()  # type: ignore[attr-defined]  # bgpool's
 
 
 def count_files() -> int:
@@ -305,7 +305,7 @@ def test_a_unit_that_is_cancelled_is_not_run_again(
     asyncio.run(main())
 
 
-def test_a_connection_that_nobody_returns_is_closed(make_async: MakeEngine) -> None:
+def test_a_connection_that_is_never_returned_is_closed(make_async: MakeEngine) -> None:
     async def main() -> None:
         engine = make_async(pool_size=1, max_overflow=0, pool_timeout=PATIENCE_S)
         lost = await engine.connect()
@@ -421,7 +421,7 @@ async def _opened(engine: AsyncEngine) -> AsyncConnection:
     return await engine.connect()
 
 
-def test_no_loop_is_an_error_that_says_so(make_async: MakeEngine) -> None:
+def test_no_loop_is_a_clear_error(make_async: MakeEngine) -> None:
     engine = make_async()
     with pytest.raises(ConfigurationError, match="inside of a running event loop"):
         engine.sync_engine.connect()
@@ -547,7 +547,7 @@ def test_what_cannot_be_used_is_refused_in_a_sentence() -> None:
 
 
 def test_without_greenlet() -> None:
-    """SQLAlchemy 2.1 brings it only if it is asked to; ours for threads need none."""
+    """SQLAlchemy 2.1 installs it only on request; bgpool's dialects for threads need none."""
     program = (
         "import sys; sys.modules['greenlet'] = None\n"
         "import bgpool.integrations.sqlalchemy as sa, sqlalchemy\n"

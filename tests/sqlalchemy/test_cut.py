@@ -1,4 +1,4 @@
-"""What an application sees of a switchover through SQLAlchemy: its errors, its log, and what goes on after it."""
+"""A switchover as seen by an application that uses SQLAlchemy: its errors, its log, and its work afterwards."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ONE = text("SELECT 1")
 
 @pytest.fixture
 def complaints(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
-    """What was logged as an error, or with a traceback."""
+    """Return the log records of errors or with a traceback."""
     caplog.set_level(logging.INFO)
 
     def found() -> list[str]:
@@ -267,7 +267,7 @@ def test_the_others_of_the_pool_stay_where_one_was_cut(
 
 def test_two_phases(kit: Kit, pair: Pair, make_engine: MakeEngine) -> None:
     if kit.engine is Engine.MYSQL and "MariaDB" not in str(pair.blue.execute("SELECT version()")):
-        pair.blue.execute("GRANT XA_RECOVER_ADMIN ON *.* TO app@'%'")  # MySQL lets nobody else list transactions
+        pair.blue.execute("GRANT XA_RECOVER_ADMIN ON *.* TO app@'%'")  # MySQL lets only such users list transactions
     engine = make_engine()
     with engine.connect() as connection:
         transaction = connection.begin_twophase()

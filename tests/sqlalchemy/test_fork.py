@@ -34,7 +34,7 @@ FORKS = [in_child, in_child_untold]
 
 
 def session(kit: Kit, engine: sqlalchemy.Engine) -> int:
-    """What the server calls the connection that a checkout gets, which works."""
+    """Return the server's id of the working connection that a checkout gets."""
     with engine.connect() as connection:
         question = "SELECT pg_backend_pid()" if kit.engine.value == "postgresql" else "SELECT connection_id()"
         return int(connection.execute(text(question)).scalar_one())
@@ -71,7 +71,7 @@ def test_the_childs_pool_is_whole(kit: Kit, make_engine: MakeEngine) -> None:
         with engine.connect(), engine.connect():
             pass
         assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]  # a QueuePool
-        assert engine.dialect.bgpool_connector.stats().size == 2  # type: ignore[attr-defined]  # ours
+        assert engine.dialect.bgpool_connector.stats().size == 2  # type: ignore[attr-defined]  # bgpool's
 
     assert in_child(child) == 0
     assert kit.read(busy.connection.dbapi_connection) >= 0
@@ -194,7 +194,7 @@ engine.dispose()
 """
 
 
-def test_a_child_does_not_let_go_of_the_parents_sockets(url: sqlalchemy.URL, deployment: Deployment) -> None:
+def test_a_child_does_not_close_the_parents_sockets(url: sqlalchemy.URL, deployment: Deployment) -> None:
     """Python's development mode would warn of each."""
     assert deployment.snapshot.ready
     program = [sys.executable, "-X", "dev", "-W", "ignore::DeprecationWarning", "-c", QUIET]

@@ -63,7 +63,7 @@ def make_engine(pair: Pair) -> Iterator[MakeEngine]:
         engine.dialect.bgpool_connector.close()
 
 
-#: What a monitor sees that was let in, where there is no deployment.
+#: The findings of a monitor after a successful login, if there is no deployment.
 LET_IN = (Visibility.MISSING.text, Visibility.EMPTY.text)
 
 

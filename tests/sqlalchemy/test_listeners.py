@@ -117,7 +117,7 @@ def test_the_dialect_is_the_drivers_to_libraries_and_hides_the_password(
     assert engine.dialect.supports_statement_cache
     assert isinstance(engine.dialect, type(plain.dialect))
     assert pair.app_password not in repr(engine)
-    assert pair.app_password not in repr(engine.dialect.bgpool_connector)  # type: ignore[attr-defined]  # ours
+    assert pair.app_password not in repr(engine.dialect.bgpool_connector)  # type: ignore[attr-defined]  # bgpool's
 
 
 def test_a_refused_login_is_the_drivers_own_error(make_engine: MakeEngine, url: URL, kit: Kit) -> None:

@@ -1,4 +1,4 @@
-"""What users give create_engine means what it means with the dialects of SQLAlchemy itself: each case with both."""
+"""Arguments of create_engine mean the same as with SQLAlchemy's own dialects: each case with both."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ OURS = {Engine.POSTGRESQL: "postgresql+bgpool", Engine.MYSQL: "mysql+bgpool"}
 
 
 class Place(NamedTuple):
-    """Where engines go: a server, and a deployment in quiet times."""
+    """The destination of engines: a server, and a deployment in CREATED."""
 
     pair: Pair
     run_dir: str
 
 
 class Case(NamedTuple):
-    """What a user writes.
+    """The arguments of a user.
 
     Attributes:
-        query: Of the URL.
-        connect_args, options: For create_engine.
+        query: The query of the URL.
+        connect_args, options: Arguments of create_engine.
     """
 
     query: dict[str, str]
@@ -113,7 +113,7 @@ def make(place: Place, drivers: dict[Engine, str], case: Case) -> sqlalchemy.Eng
 
 
 def facts(engine: sqlalchemy.Engine) -> dict[str, Any]:
-    """What a user can see of an engine and of its connections."""
+    """Return what a user can see of an engine and of its connections."""
     with engine.connect() as connection:
         driver: Any = connection.connection.driver_connection
         of_engine = _of_postgresql if engine.name == "postgresql" else _of_mysql
@@ -157,7 +157,7 @@ def _of_postgresql(connection: sqlalchemy.Connection, driver: Any) -> dict[str, 
     }
 
 
-#: What bgpool adds where the user says nothing (it bounds the wait on a dead network) is not among these.
+#: The defaults of bgpool (it bounds the wait on a dead network) are not among these.
 _LIBPQ = ("host", "port", "user", "dbname", "connect_timeout", "sslmode", "options", "application_name")
 
 
@@ -205,7 +205,7 @@ def test_same_as_with_the_stock_dialect(place: Place, case: Case) -> None:
     assert seen[1] == seen[0]
 
 
-#: As in an ini file: everything is text.
+#: Settings as from an ini file: every value is text.
 SETTINGS = {
     "pool_size": "3",
     "max_overflow": "1",

@@ -23,12 +23,12 @@ ENGINES = (Engine.POSTGRESQL,)
 
 
 class Asked(psycopg.Cursor[Any]):
-    """Calls *meanwhile* once the server has answered the ping."""
+    """Calls a function once the server has answered the ping."""
 
     meanwhile: Callable[[], None] | None = None
 
     def execute(self, *args: Any, **kwargs: Any) -> Any:
-        """As psycopg's."""
+        """Execute, like psycopg."""
         answer = super().execute(*args, **kwargs)
         if self.connection.autocommit and (meanwhile := Asked.meanwhile):
             Asked.meanwhile = None

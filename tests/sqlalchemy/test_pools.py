@@ -176,9 +176,9 @@ def test_who_waits_for_a_slot_waits_again_where_those_before_him_have_been_held(
     deployment.phase(Phase.IN_PROGRESS)
     deployment.release()
     with engine.connect():
-        engine.dialect.bgpool_replaced_at += 5  # type: ignore[attr-defined]  # ours; however slow the machine
+        engine.dialect.bgpool_replaced_at += 5  # type: ignore[attr-defined]  # bgpool's; however slow the machine
         caller = Caller(kit, engine)
-        # Once in vain; the second wait ends 1.5 s after the slot is free.
+        # The first wait fails; the second one ends 1.5 s after the slot is free.
         time.sleep(2.5)
     assert caller.result() == pair.green.address
 
@@ -204,7 +204,7 @@ def test_a_thread_that_uses_its_connection_is_not_held_for_it(
 
 
 @pytest.mark.parametrize("pre_ping", [False, True])
-def test_a_connection_that_was_killed_meanwhile(
+def test_a_connection_that_has_since_been_killed(
     kit: Kit, pair: Pair, make_engine: MakeEngine, *, pre_ping: bool
 ) -> None:
     engine = make_engine(pool_pre_ping=pre_ping)
@@ -228,7 +228,7 @@ def test_what_was_invalidated_by_hand_or_recycled_is_closed(kit: Kit, pair: Pair
         connection.invalidate()
         assert connection.execute(text("SELECT 1")).scalar_one() == 1
     wait_until(lambda: kit.count_sessions(pair) == before + 1)
-    assert engine.dialect.bgpool_connector.stats().size == 1  # type: ignore[attr-defined]  # ours
+    assert engine.dialect.bgpool_connector.stats().size == 1  # type: ignore[attr-defined]  # bgpool's
 
 
 def test_a_detached_connection_counts_as_in_use(kit: Kit, make_engine: MakeEngine, deployment: Deployment) -> None:
@@ -236,13 +236,13 @@ def test_a_detached_connection_counts_as_in_use(kit: Kit, make_engine: MakeEngin
     connection = engine.connect()
     kit.write(connection.connection.dbapi_connection)
     connection.detach()
-    stats = engine.dialect.bgpool_connector.stats()  # type: ignore[attr-defined]  # ours
+    stats = engine.dialect.bgpool_connector.stats()  # type: ignore[attr-defined]  # bgpool's
     assert (stats.size, stats.idle) == (1, 0)
     deployment.phase(Phase.IN_PROGRESS)
     time.sleep(0.3)
     assert connection.execute(text("SELECT 1")).scalar_one() == 1
     connection.close()
-    assert engine.dialect.bgpool_connector.stats().size == 0  # type: ignore[attr-defined]  # ours
+    assert engine.dialect.bgpool_connector.stats().size == 0  # type: ignore[attr-defined]  # bgpool's
 
 
 def test_idle_connections_are_cut_at_once_and_others_after_the_grace(
@@ -277,7 +277,7 @@ def test_who_shares_a_static_pools_connection_has_the_grace(
 
 def test_the_row_says_how_many_connections_there_may_be(make_engine: MakeEngine) -> None:
     def most(**options: Any) -> int:
-        connector: Any = make_engine(**options).dialect.bgpool_connector  # type: ignore[attr-defined]  # ours
+        connector: Any = make_engine(**options).dialect.bgpool_connector  # type: ignore[attr-defined]  # bgpool's
         return int(connector.max_size)
 
     assert most(bg_id="a") == 15
@@ -296,7 +296,7 @@ def test_checkouts_are_counted(kind: type[pool.Pool], make_engine: MakeEngine) -
     for _ in range(3):
         with engine.connect():
             pass
-    assert engine.dialect.bgpool_connector.usage().served == 3  # type: ignore[attr-defined]  # ours
+    assert engine.dialect.bgpool_connector.usage().served == 3  # type: ignore[attr-defined]  # bgpool's
 
 
 def test_a_slot_is_free_again_where_a_listener_fails_on_a_stale_connection(
@@ -322,7 +322,7 @@ def test_a_slot_is_free_again_after_an_interrupt(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine.dialect.bgpool_connector, "is_fit", interrupted)  # type: ignore[attr-defined]  # ours
+        patch.setattr(engine.dialect.bgpool_connector, "is_fit", interrupted)  # type: ignore[attr-defined]  # bgpool's
         with pytest.raises(KeyboardInterrupt):
             engine.connect()
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]  # a QueuePool

@@ -1,5 +1,6 @@
-"""What users bring (Flask-SQLAlchemy, Alembic, Celery's result backend), each as its own documentation has it, with one
-changed URL: started for real, and taken through one switchover together. Nothing is disposed of at a fork."""
+"""Programs of users (Flask-SQLAlchemy, Alembic, Celery's result backend), each set up as in its own documentation, with
+one changed URL: started for real, and taken through one switchover together. No engine is disposed of at a fork.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +47,7 @@ COMMANDS = {
     "uwsgi, lazy": [*_UWSGI, "--lazy-apps"],
 }
 
-#: As many as the server has threads. Every other one asks for ``/run``, the others for ``/plain``.
+#: The number of the server's threads. Every other client requests ``/run``, the others ``/plain``.
 CLIENTS = 8
 
 
@@ -59,16 +60,16 @@ class Views(WebServer):
 
     @staticmethod
     def is_run(key: Key) -> bool:
-        """Whether a row is written in a unit of work."""
+        """Return whether a row is written in a unit of work."""
         return key[1] % 2 == 1
 
 
 class ResultClient(Script):
-    """What waits for the results of a worker's tasks."""
+    """A client that waits for the results of a worker's tasks."""
 
     @property
     def seen(self) -> int:
-        """How many results it has."""
+        """Return the number of results received."""
         path = self.notes / "seen"
         return int(path.read_text() or "0") if path.exists() else 0
 
@@ -77,10 +78,10 @@ class ResultClient(Script):
 
 
 class Migrations:
-    """A project of Alembic's beside the servers.
+    """An Alembic project that runs next to the servers.
 
     Attributes:
-        before, during, after: Commands that have ended.
+        before, during, after: Completed commands.
     """
 
     def __init__(self, stage: Stage) -> None:
@@ -110,13 +111,13 @@ class Migrations:
 
 @dataclass
 class Outcome:
-    """What the switchover came to, and what is in the database afterwards.
+    """The outcome of the switchover, and the contents of the database afterwards.
 
     Attributes:
-        result: Of the servers.
-        seen: Results that the client waiting for them was given, at the release and at the end.
-        tables, old_tables: Those of green and of old blue.
-        results, old_results: The same of Celery's results: task, state.
+        result: The result of the servers.
+        seen: The numbers of results that the waiting client had received, at the release and at the end.
+        tables, old_tables: The tables of green and of old blue.
+        results, old_results: Celery's results on both: task, state.
     """
 
     result: Result
@@ -137,7 +138,7 @@ def results_of(server: DatabaseServer) -> list[tuple[str, str]]:
     return [(str(task), str(status)) for task, status in rows]
 
 
-#: What a server has to do before the load ends: all of its processes take part, and enough tasks of Celery's are done.
+#: The work of a server before the load ends: all of its processes take part, and enough Celery tasks are complete.
 WEB_QUOTA, WORKER_QUOTA = Quota(rows=100, processes=2), Quota(rows=30 * ROWS, processes=2)
 
 
@@ -187,7 +188,7 @@ def assert_quiet(server: Server) -> None:
 
 
 def assert_carried_over(result: Result) -> None:
-    """All of them: nothing lost, nobody left on old blue, one monitor."""
+    """All rows arrived: nothing is lost, old blue has no clients, and there was one monitor."""
     assert result.verdict.clean, result.verdict
     assert result.strayed == 0
     assert result.connections == 2

@@ -1,7 +1,7 @@
-"""SQLAlchemy's own tests through our dialects: what passes with the dialect that one is derived from passes with it.
+"""SQLAlchemy's own tests with bgpool's dialects: what passes with the original dialect passes with the derived one.
 
-Our pools are gated and watched meanwhile: a deployment is there, in CREATED. What the server or the machine lets fail
-with both dialects is no matter of ours.
+bgpool's pools are gated and watched in the meantime: there is a deployment in CREATED. Tests that fail with both
+dialects, because of the server or the machine, do not count.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.sqlalchemy.suite.runs import Run
 from tests.sqlalchemy.suite.server import PLAIN, Servers, servers
 
 PART: Final = ("test/engine/test_reconnect.py",)
-#: What a session does with a connection is the same on each engine: one plays a part of it.
+#: A session uses connections in the same way on each engine: one engine runs these.
 SESSIONS: Final = "test/orm/test_transaction.py"
 WHOLE: Final = (*PART, SESSIONS, "test/engine/test_pool.py", "test/dialect/test_suite.py")
 PART_TIMEOUT_S: Final = 200.0
@@ -27,7 +27,7 @@ WHOLE_TIMEOUT_S: Final = 1200.0
 
 
 class Both:
-    """Runs tests with SQLAlchemy's dialect and with ours, on one server."""
+    """Runs tests with SQLAlchemy's dialect and with bgpool's, on one server."""
 
     def __init__(self, server: Servers, scratch: Path, suffix: str) -> None:
         """On *server*, with *scratch* for what the runs write; *suffix* is of the drivers' names in a URL."""
@@ -42,7 +42,7 @@ class Both:
         return runs.run(self._tree, url, selection, self._scratch, options=options, timeout_s=timeout_s)
 
     def ours(self, selection: Sequence[str], timeout_s: float, *options: str) -> Run:
-        """With ours, in a deployment."""
+        """Run with bgpool's dialect, in a deployment."""
         with deployment(blue=self._server.blue, green=self._server.green, bg_id="suite") as made:
             url = self._server.url("bgpool" + self._suffix, bg_id="suite", bg_run_dir=str(made.run_dir))
             run = runs.run(self._tree, url, selection, self._scratch, options=options, timeout_s=timeout_s)
@@ -50,7 +50,7 @@ class Both:
         return run
 
     def lost(self, plain: Run, ours: Run, timeout_s: float, *options: str) -> dict[str, str]:
-        """As `runs.lost`."""
+        """The same as `runs.lost`."""
         return runs.lost(
             plain, ours, lambda files: (self.plain(files, timeout_s, *options), self.ours(files, timeout_s, *options))
         )
@@ -69,7 +69,7 @@ class Suite:
     engine: ClassVar[str]
     own: ClassVar[str]
     suffix: ClassVar[str] = ""
-    #: What is always run beside PART and the dialect's own, and how many tests pass at the least.
+    #: Tests that always run in addition to PART and the dialect's own, and the least number that must pass.
     more: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[tuple[str, ...]] = ()
     least: ClassVar[int]
@@ -77,7 +77,7 @@ class Suite:
     @pytest.mark.lab
     @pytest.mark.timeout(4 * PART_TIMEOUT_S)
     def test_a_part_passes(self, both: Both) -> None:
-        """Where all of it passes with ours there is nothing to compare."""
+        """If all tests pass with bgpool's dialect there is nothing to compare."""
         options = ("--notimingintensive", *self.options)
         ours = both.ours([*PART, *self.more, f"{self.own}/test_dialect.py"], PART_TIMEOUT_S, *options)
         assert len(ours.of("passed")) > self.least, str(ours)
@@ -90,7 +90,7 @@ class Suite:
     @pytest.mark.lab
     @pytest.mark.full
     @pytest.mark.timeout(4 * WHOLE_TIMEOUT_S)
-    def test_what_passes_with_sqlalchemys_dialect_passes_with_ours(
+    def test_what_passes_with_sqlalchemys_dialect_passes_with_bgpools(
         self, both: Both, record_property: Callable[[str, object], None]
     ) -> None:
         selection = *WHOLE, self.own
@@ -117,7 +117,7 @@ class TestAsyncio:
     @pytest.mark.lab
     @pytest.mark.full
     @pytest.mark.timeout(4 * WHOLE_TIMEOUT_S)
-    def test_what_passes_with_sqlalchemys_dialect_passes_with_ours(
+    def test_what_passes_with_sqlalchemys_dialect_passes_with_bgpools(
         self, both: Both, record_property: Callable[[str, object], None]
     ) -> None:
         selection = ["test/ext/asyncio"]
@@ -134,7 +134,7 @@ class TestMysql(Suite):
 
 
 def test_what_is_lost() -> None:
-    """What fails with both, or no more when it is run again, is not; a test that is gone or skipped is."""
+    """A test that fails with both dialects, or passes when run again, is not lost; a missing or skipped one is."""
     same = {"a::1": ("passed", ""), "b::1": ("failed", "no locale"), "b::2": ("skipped", "")}
     plain = Run("", "", same | {"a::2": ("passed", ""), "a::3": ("passed", ""), "c::1": ("passed", "")})
     ours = Run("", "", same | {"a::2": ("failed", "late"), "a::3": ("failed", "why"), "b::2": ("failed", "")})

@@ -22,9 +22,9 @@ COMMAND = [
     "--graceful-timeout", "5", "--timeout", "60", "tests.sqlalchemy.orm_app:wsgi",
 ]  # fmt: skip
 PLAIN, RUN, PRE_PING = "SQLAlchemy, bgpool", "SQLAlchemy, bgpool run", "SQLAlchemy, pre-ping"
-#: What a switchover may add to the down time, in seconds; and what other tests on the same cores may add to that.
+#: Bounds in seconds: what a switchover adds to the down time, and what other tests on the same cores add to that.
 EXCESS_S, LOAD_S = 0.15, 0.6
-#: What shows a failure in an application's log.
+#: Lines that show a failure in an application's log.
 BAD_LINE = re.compile(r"\b(error|critical)\b|traceback", re.IGNORECASE)
 #: Healthy, frozen, rollback and black hole. The servers cut their clients 0.05 s after the metadata have told of it,
 #: which is less than the poll interval.

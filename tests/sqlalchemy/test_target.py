@@ -1,4 +1,4 @@
-"""What URL and connect_args of SQLAlchemy's mean: as with the plain dialect, or refused with what to write instead."""
+"""SQLAlchemy's URL and connect_args mean the same as with the plain dialect, or are refused with an alternative."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def dialect_of(url: str | URL, **connect_args: Any) -> BgpoolDialect:
 
 
 def read(url: str | URL, **connect_args: Any) -> tuple[Dsn, Settings]:
-    """What the connector for *url* and *connect_args* is made of."""
+    """Return the parts of the connector for *url* and *connect_args*."""
     connector = dialect_of(url, **connect_args).bgpool_connector
     assert connector is not None
     assert SECRET not in repr(connector)
@@ -238,7 +238,7 @@ def test_those_of_a_dialect_work() -> None:
     assert engine.dialect._static["client_encoding"] == "latin1"
 
 
-def test_below_sqlalchemy_2_it_says_so(tmp_path: Path) -> None:
+def test_an_sqlalchemy_below_2_is_reported(tmp_path: Path) -> None:
     (tmp_path / "sqlalchemy").mkdir()
     (tmp_path / "sqlalchemy" / "__init__.py").write_text("__version__ = '1.4.54'")
     found = subprocess.run(
@@ -324,7 +324,7 @@ def test_commands_take_the_url_of_an_engine(url: str, host: str, proved: bool) -
 
 @pytest.mark.parametrize("kind", GATED)
 def test_a_pool_logs_under_the_name_of_sqlalchemys(kind: type[Pool]) -> None:
-    """Seen: after dispose() or a fork, lines of ``sqlalchemy.pool`` came from a logger of bgpool's."""
+    """After dispose() or a fork, lines of ``sqlalchemy.pool`` once came from another logger."""
     make: Any = create_async_engine if kind is AsyncAdaptedQueuePool else create_engine
     engine, plain = (make(url, poolclass=kind) for url in (PG, PG.replace("+bgpool", "+psycopg")))
     engine, plain = getattr(engine, "sync_engine", engine), getattr(plain, "sync_engine", plain)

@@ -34,7 +34,7 @@ def write_decorated(key: str, *, task_id: str) -> str:
 
 
 def note(key: str, what: object) -> None:
-    """Note what a run of the task for the row *key* came to."""
+    """Record the outcome of a run of the task for the row *key*."""
     with (rows.directory() / f"of {key}").open("a", encoding="utf-8") as notes:
         notes.write(f"{what}\n")
 

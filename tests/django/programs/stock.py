@@ -1,4 +1,4 @@
-"""The example's settings with Django's own engine in place of bgpool's: what people have today."""
+"""The example's settings with Django's own engine: the setup without bgpool."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ else:
     _database["CONN_MAX_AGE"] = None
 
 
-# The lab's names are in nobody's DNS: they are looked up at each connect, as the system's are.
+# The lab's names are not in the DNS: each connect resolves them, like the system resolver.
 _connect_postgres: Any = vars(psycopg.Connection)["connect"].__func__
 _connect_mysql = pymysql.connections.Connection.__init__
 

@@ -9,7 +9,7 @@ from tests.django.site.shop.models import Item
 
 
 def count(request: HttpRequest) -> HttpResponse:
-    """How many items there are."""
+    """Return the number of items."""
     del request
     return HttpResponse(str(Item.objects.count()))
 

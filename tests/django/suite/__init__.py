@@ -1,4 +1,4 @@
-"""Django's own tests, on our engines and on Django's."""
+"""Django's own tests, on bgpool's engines and on Django's."""
 
 from __future__ import annotations
 

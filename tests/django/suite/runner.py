@@ -1,4 +1,4 @@
-"""The runner of Django's tests, in a process of their own: it writes down what became of each."""
+"""The runner of Django's tests, in a separate process: it records the outcome of each test."""
 
 from __future__ import annotations
 
@@ -65,11 +65,11 @@ class Runner(DiscoverRunner):
     """Django's, and writes the file when the tests have run."""
 
     def get_resultclass(self) -> type[unittest.TextTestResult]:
-        """Ours, in place of unittest's."""
+        """Return this module's class in place of unittest's."""
         return _Result
 
     def run_suite(self, suite: unittest.TestSuite, **kwargs: Any) -> Any:
-        """As Django's."""
+        """Run the tests, as Django's runner does."""
         result: Any = super().run_suite(suite, **kwargs)
         wrapper: Any = connections["default"]
         wrapper.ensure_connection()

@@ -1,4 +1,4 @@
-"""Runs Django's tests in a process of their own, and compares what became of each with two engines."""
+"""Runs Django's tests in a separate process, and compares the outcome of each test with two engines."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ psycopg_pool's, where ours is another pool."""
 
 @dataclass(frozen=True)
 class Run:
-    """What became of the tests.
+    """The outcome of the tests.
 
     Attributes:
-        engine: The setting ENGINE that they ran with.
-        phase: The deployment's, as the process saw it at the end; empty where it took part in none.
+        engine: The setting ENGINE.
+        phase: The deployment's phase in the process at the end; empty if it took part in no deployment.
         outcomes: By test: ``passed``, ``skipped``, ``misfit`` (see MISFITS) or ``failed``, and why.
     """
 
@@ -70,12 +70,12 @@ def run(
         tree: The sdist.
         databases: The setting DATABASES.
         labels: Names of applications, modules, classes or tests.
-        scratch: A directory for what it writes.
-        environment: More variables.
-        timeout_s: How long that may take.
+        scratch: A directory for the runner's files.
+        environment: More environment variables.
+        timeout_s: The time limit, in seconds.
 
     Raises:
-        AssertionError: It did not come to its end.
+        AssertionError: The run did not end.
     """
     told = scratch / "outcomes.json"
     told.unlink(missing_ok=True)
@@ -105,13 +105,14 @@ def _judged(test: str, outcome: str, reason: str) -> tuple[str, str]:
 
 
 def lost(plain: Run, ours: Run, again: Callable[[Sequence[str]], tuple[Run, Run]]) -> dict[str, str]:
-    """The tests that pass with Django's engine and not with ours, each with what became of it.
+    """Return the tests that pass with Django's engine but not with bgpool's, each with its outcome.
 
     Args:
         plain: The run with Django's engine.
-        ours: That with ours.
-        again: Runs applications with both. What fails now and then, whatever the engine, is run again, with all of its
-            application: a test may depend on those before it.
+        ours: The run with bgpool's engine.
+        again: Runs applications with both engines. Tests that fail intermittently with any engine are run again, with
+            all
+            tests of their application: a test may depend on those before it.
     """
     suspects = plain.of("passed") - ours.of("passed") - ours.of("misfit")
     if suspects:
@@ -121,7 +122,7 @@ def lost(plain: Run, ours: Run, again: Callable[[Sequence[str]], tuple[Run, Run]
 
 
 def label(test: str) -> str:
-    """What Django knows *test* by, which unittest calls ``setUpClass (application.…)`` where that has failed."""
+    """Return Django's name for *test*; unittest's is ``setUpClass (application.…)`` if that has failed."""
     return re.sub(r"^\w+ \((.*)\)$", r"\1", test)
 
 

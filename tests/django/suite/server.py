@@ -34,11 +34,11 @@ _PREPARED: Final = {
 
 
 class Servers:
-    """A pair, of which the tests use blue.
+    """A pair of servers; the tests use blue.
 
     Attributes:
         engine: ``postgresql`` or ``mysql``.
-        has_contrib: Whether it is a PostgreSQL with the extensions that Django's tests of PostgreSQL create.
+        has_contrib: True for a PostgreSQL with the extensions that Django's tests of PostgreSQL create.
     """
 
     def __init__(self, pair: Pair, *, has_contrib: bool) -> None:
@@ -53,7 +53,7 @@ class Servers:
 
     @contextlib.contextmanager
     def deployed(self, run_dir: Path, **options: Any) -> Iterator[dict[str, Any]]:
-        """The setting DATABASES with ours, in a deployment in CREATED that lasts as long as this."""
+        """Return DATABASES with bgpool's engine, in a deployment in CREATED that lasts as long as this context."""
         names = self._pair.names
         blue, green, resolver = names.blue.primary, names.green.primary, self._pair.resolver
         with deployment(run_dir, blue=blue, green=green, bg_id="suite", bg_resolver=resolver) as made:
@@ -84,5 +84,5 @@ def servers(engine: str) -> Iterator[Servers]:
     with Pair(engine=Engine(engine), programs=programs) as pair:
         for statement in _PREPARED[engine]:
             pair.blue.execute(statement)
-        pair.green.stop("immediate")  # nobody goes there
+        pair.green.stop("immediate")  # no client connects to it
         yield Servers(pair, has_contrib=programs is not None)

@@ -10,7 +10,7 @@ import pymysql
 
 from tests.django.suite import DATABASES as DATABASES_VARIABLE
 
-# Django's own settings for its tests, which lie beside runtests.py.
+# Django's own settings for its tests, in the directory of runtests.py.
 _own = importlib.import_module("test_sqlite")
 globals().update({name: value for name, value in vars(_own).items() if name.isupper()})
 DATABASES = json.loads(os.environ[DATABASES_VARIABLE])

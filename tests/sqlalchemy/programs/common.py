@@ -1,4 +1,4 @@
-"""What the programs beside this file share: the database URL, as an application has it in its settings, and a row."""
+"""Code of all programs in this directory: the database URL, as in an application's settings, and a row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlalchemy.engine import make_url
 
 __all__ = ["ROWS", "insert", "task_id", "url"]
 
-#: What each task writes.
+#: The number of rows of each task.
 ROWS = 5
 
 _INSERT = text("INSERT INTO ledger (worker, thread, n) VALUES (:worker, :thread, :n)")
@@ -36,5 +36,5 @@ def insert(connection: Any, worker: int, thread: int, n: int) -> None:
 
 
 def task_id(slot: int) -> str:
-    """What the task of a slot is called."""
+    """Return the id of the task of a slot."""
     return f"slot-{slot}"

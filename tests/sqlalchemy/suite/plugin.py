@@ -1,6 +1,6 @@
-"""A plugin of the pytest that runs SQLAlchemy's tests, in a process of its own: it writes down what became of each.
+"""A plugin of the pytest that runs SQLAlchemy's tests in a separate process: it records the outcome of each test.
 
-SQLAlchemy's conftest must be the first to import SQLAlchemy's testing package, so nothing of it is imported above.
+SQLAlchemy's conftest must be the first to import SQLAlchemy's testing package, so no part of it is imported above.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _outcomes: dict[str, tuple[str, str]] = {}
 
 
 def _note(test: str, outcome: str, reason: str) -> None:
-    # The classes of bgpool's pools are parameters.
+    # bgpool's pool classes are parameters.
     test = re.sub(r"(?<=[\[-])Gated", "", test)
     if _WORST.index(outcome) >= _WORST.index(_outcomes.get(test, ("passed", ""))[0]):
         _outcomes[test] = outcome, reason
@@ -53,7 +53,7 @@ def pytest_sessionstart() -> Iterator[None]:
     if connector is not None:
         _gate_all(connector)
         dialect = _engine().dialect
-        if not dialect.is_async:  # whose drivers are adapted anew for each engine
+        if not dialect.is_async:  # its drivers are adapted again for each engine
             _lead_through_the_driver(dialect.loaded_dbapi)
 
 
@@ -70,7 +70,7 @@ def pytest_sessionfinish() -> None:
 
 
 def _register_hooks() -> None:
-    """SQLAlchemy looks for the hooks of an engine beside the dialect's module, where ours has none."""
+    """SQLAlchemy looks for the hooks of an engine in the package of the dialect's module, where bgpool has none."""
     import sqlalchemy.dialects.mysql.provision
     import sqlalchemy.dialects.postgresql.provision  # noqa: F401  # both register their hooks
     from sqlalchemy.testing.provision import post_configure_engine
@@ -80,7 +80,7 @@ def _register_hooks() -> None:
 
 
 def _engine() -> Any:
-    """That of the tests."""
+    """Return the engine of the tests."""
     from sqlalchemy.testing import config
 
     return config.db
@@ -92,14 +92,14 @@ def _connector() -> Any:
 
 
 class _Gate:
-    """What a pool that a test makes itself, of mock connections for one, has in place of a connector."""
+    """A replacement for a connector in pools that a test makes itself, for example of mock connections."""
 
     def __init__(self, connector: Any) -> None:
         self.wait_admitted = connector.wait_admitted
         self.checkouts = 0
 
     def is_fit(self, connection: object) -> bool:
-        """It is no connection of bgpool's."""
+        """Return True: the connection is not bgpool's."""
         del connection
         return True
 
@@ -128,7 +128,7 @@ def _gate_all(connector: Any) -> None:
 
 
 def _lead_through_the_driver(driver: Any) -> None:
-    """Tests put something in place of the driver's ``connect()``, which ours does without, to get at connections."""
+    """Tests replace the driver's ``connect()``, which bgpool's dialect does not use, to get at connections."""
     from bgpool.integrations.sqlalchemy.dialect import BgpoolDialect
 
     made_by, called = BgpoolDialect.connect, threading.local()

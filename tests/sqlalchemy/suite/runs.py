@@ -1,4 +1,4 @@
-"""Runs SQLAlchemy's tests in a pytest of their own, and compares what became of each with two dialects."""
+"""Runs SQLAlchemy's tests in a separate pytest, and compares the outcome of each test with two dialects."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ REFUSED: Final = {
     "::test_ensure_version_is_qualified": "ConfigurationError: a do_connect listener returned a connection of its own",
     "::test_pool_classes[instantiate-": "ConfigurationError: create_async_engine(pool=…) makes the connections itself",
     "::test_async_creator_": "ConfigurationError: create_async_engine(async_creator=…) makes the connections itself",
-    # Ours ends connections that nobody can await for, which SQLAlchemy's dialect for psycopg does not yet.
+    # bgpool's dialect ends connections that no task can await; SQLAlchemy's dialect for psycopg does not yet.
     "::test_dialect_supports_terminate": "Unexpected success",
     # Of a pool's name, which the plugin has changed.
     "::test_cant_use_async_pool_w_create_engine": "Pool class GatedAsyncAdaptedQueuePool",
@@ -37,11 +37,11 @@ REFUSED: Final = {
 
 @dataclass(frozen=True)
 class Run:
-    """What became of the tests.
+    """The outcome of the tests.
 
     Attributes:
-        dialect: The name of the class that they ran with.
-        phase: The deployment's, as the process saw it at the end; empty with SQLAlchemy's own dialects.
+        dialect: The name of the dialect's class.
+        phase: The deployment's phase in the process at the end; empty with SQLAlchemy's own dialects.
         outcomes: By test: ``passed``, ``skipped``, ``refused`` (by bgpool, on purpose) or ``failed``, and why.
     """
 
@@ -72,14 +72,14 @@ def run(
 
     Args:
         tree: The sdist.
-        url: Of the database.
+        url: The URL of the database.
         selection: Files, folders or tests, by their path in the tree.
-        scratch: A directory for what it writes.
-        options: More of pytest's.
-        timeout_s: How long that may take.
+        scratch: A directory for the run's files.
+        options: More options of pytest.
+        timeout_s: The time limit, in seconds.
 
     Raises:
-        AssertionError: It did not come to its end.
+        AssertionError: The run did not end.
     """
     told = scratch / "outcomes.json"
     told.unlink(missing_ok=True)
@@ -107,13 +107,14 @@ def _judged(test: str, outcome: str, reason: str) -> tuple[str, str]:
 
 
 def lost(plain: Run, ours: Run, again: Callable[[Sequence[str]], tuple[Run, Run]]) -> dict[str, str]:
-    """The tests that pass with SQLAlchemy's dialect and not with ours, each with what became of it.
+    """Return the tests that pass with SQLAlchemy's dialect but not with bgpool's, each with its outcome.
 
     Args:
         plain: The run with SQLAlchemy's dialect.
-        ours: That with ours.
-        again: Runs a selection with both. What fails now and then, whatever the dialect, is run again, with all of its
-            file: a test may depend on those before it.
+        ours: The run with bgpool's dialect.
+        again: Runs a selection with both dialects. Tests that fail intermittently with any dialect are run again, with
+            all
+            tests of their file: a test may depend on those before it.
     """
     suspects = plain.of("passed") - ours.of("passed") - ours.of("refused")
     if suspects:

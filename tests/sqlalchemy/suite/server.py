@@ -14,7 +14,7 @@ from bgpool.lab.binaries import DEBIAN_ROOT
 __all__ = ["PLAIN", "Servers", "servers", "with_contrib"]
 
 PLAIN: Final = {"postgresql": "psycopg", "mysql": "pymysql"}
-"""The driver's name in the URL of the dialect that ours is derived from."""
+"""The driver's name in the URL of the dialect that bgpool's is derived from."""
 
 _POSTGRESQL: Final = (
     "CREATE ROLE scott LOGIN SUPERUSER PASSWORD 'tiger'",
@@ -68,7 +68,7 @@ def servers(engine: str) -> Iterator[Servers]:
             _prepare(pair.blue, _IN_DATABASE, "test")
             for (name,) in pair.blue.execute(_EXTENSIONS):
                 pair.blue.execute(f"CREATE EXTENSION {name}", database="test")
-            pair.green.stop("immediate")  # nobody goes there
+            pair.green.stop("immediate")  # no client connects to it
             yield Servers(pair)
     else:
         with Pair(engine="mysql") as pair:

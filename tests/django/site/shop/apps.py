@@ -9,7 +9,7 @@ from django.db import connection
 
 
 class ShopConfig(AppConfig):
-    """As its module says."""
+    """The application of this site."""
 
     name = "tests.django.site.shop"
 

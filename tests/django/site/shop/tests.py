@@ -14,7 +14,7 @@ from tests.django.site.shop.models import Item
 
 
 def names_of_databases() -> dict[str, str]:
-    """What the server calls the database of each alias."""
+    """Return the server's name of each alias's database."""
     asked = {}
     for alias in connections:
         wrapper: Any = connections[alias]

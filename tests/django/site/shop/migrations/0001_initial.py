@@ -13,7 +13,7 @@ def add_first(apps: Any, schema_editor: Any) -> None:
 
 
 class Migration(migrations.Migration):
-    """As the module says."""
+    """The first migration; see the module."""
 
     initial = True
     operations: ClassVar[list[Any]] = [
