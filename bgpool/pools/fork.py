@@ -49,6 +49,7 @@ def notice() -> None:
     with _noticing.setdefault(os.getpid(), threading.Lock()):
         if os.getpid() == _pid:
             return
+        _keep_parents_threads()
         _after_fork_in_child()
     if _lists_parents_threads():
         _logger.warning(
@@ -92,6 +93,18 @@ def parents_word(value: int) -> memoryview | PidWord:
 def keep_forever(thing: object) -> None:
     """Never let *thing* be collected, not even when the interpreter exits."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
+def _keep_parents_threads() -> None:
+    """Keep the objects of the parent's threads, in a child that was forked without Python's hooks.
+
+    From Python 3.13 on, a threading.Thread that is collected detaches its thread, unless that was joined. Python's fork
+    hooks prevent this in a child. Without them, glibc would read the memory of a thread that does not exist in this
+    process, and the child could end with SIGSEGV.
+    """
+    # Every Thread object that exists, also those whose threads have ended. Iteration takes no lock.
+    for thread in [*getattr(threading, "_dangling", ())]:
+        keep_forever(thread)
 
 
 def _lists_parents_threads() -> bool:

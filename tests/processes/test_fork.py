@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -518,6 +520,26 @@ class TestForksWithoutHooks:
         script = CHILD_OF_ONE_THREAD.format(dsn=pair.dsn, run=str(tmp_path / "run"))
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
         assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+    def test_objects_of_the_parents_threads_are_never_collected(self, pool: bgpool.Pool[Any]) -> None:
+        """From Python 3.13 on, the collection of one whose thread was not joined may end the child with SIGSEGV."""
+        backend(pool)
+        # Joined, so that its collection is harmless in any case.
+        threads = [threading.Thread(target=int)]
+        threads[0].start()
+        threads[0].join()
+        known = weakref.ref(threads[0])
+
+        def child() -> None:
+            backend(pool)
+            threads.clear()
+            gc.collect()
+            assert known() is not None
+
+        assert in_child_untold(child) == 0
+        threads.clear()
+        gc.collect()
+        assert known() is None
 
     def test_the_parents_row_is_not_the_childs(self, pool: bgpool.Pool[Any], tmp_path: Path) -> None:
         backend(pool)
