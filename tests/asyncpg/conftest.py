@@ -14,6 +14,7 @@ from bgpool.integrations import asyncpg as bg
 from bgpool.lab import Pair
 from tests.engines import KITS, Kit
 from tests.pools.proxy import CommitCutter
+from tests.waiting import until
 
 Opened = Callable[..., contextlib.AbstractAsyncContextManager[bg.Pool]]
 Run = Callable[[Awaitable[Any]], Any]
@@ -44,10 +45,10 @@ def opened(pair: Pair, tmp_path: Path) -> Opened:
         await pool
         try:
             yield pool
-            await asyncio.sleep(0)
-            assert all(holder._in_use is None for holder in pool._holders), "a place was lost"
-            assert pool._queue.qsize() == pool.get_max_size()
-            assert pool.connector.stats().held == 0
+            # Every place is free again. A task that was just released may still have to give its place back.
+            await until(lambda: all(holder._in_use is None for holder in pool._holders))
+            await until(lambda: pool._queue.qsize() == pool.get_max_size())
+            await until(lambda: pool.connector.stats().held == 0)
             await pool.close()
         finally:
             # Closing a pool waits for its users, including those that a failed test has left.
